@@ -1,0 +1,21 @@
+//! The etcd v3 messages and gRPC stubs (client and server), generated from `proto/etcd`.
+//!
+//! Server stubs live here too so that `chainfire-server` does not compile the same files again.
+
+#![allow(
+    missing_docs,
+    clippy::all,
+    clippy::pedantic,
+    unused_qualifications,
+    reason = "generated from proto/etcd, which carries the documentation"
+)]
+
+/// `mvccpb`: stored pairs and events.
+pub mod mvccpb {
+    tonic::include_proto!("mvccpb");
+}
+
+/// `etcdserverpb`: requests, responses, services.
+pub mod etcdserverpb {
+    tonic::include_proto!("etcdserverpb");
+}
