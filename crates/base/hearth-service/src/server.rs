@@ -1,0 +1,289 @@
+//! The listener of every server: HTTP/1 and HTTP/2 (and so gRPC) on one port, over TLS, plain text or both.
+//!
+//! A connection's first byte tells TLS from plain text: 0x16 opens a TLS handshake record (RFC 8446 section 5.1) and
+//! is no beginning of an HTTP request.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::ConnectInfo;
+use axum::response::Response;
+use http::{HeaderName, HeaderValue, Request};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tower::ServiceExt;
+use tracing::Instrument;
+
+use crate::error::{ApiError, ErrorBody, ErrorDetail, ErrorKind};
+use crate::tasks::{Kind, Tasks, chain};
+use crate::tls::{ClientAuth, Identity, PeerIdentity, Plaintext, peer_identity};
+
+/// Longest time a client may take for the TLS handshake, or for its first byte where both are accepted.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest time an HTTP/1 client may take for its headers.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long open connections get to end after a stop was asked for.
+const DRAIN: Duration = Duration::from_secs(3);
+/// Concurrent HTTP/2 streams on one connection.
+const MAX_STREAMS: u32 = 4096;
+/// Pause after a failed accept, so that a lack of file descriptors does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+const TLS_HANDSHAKE_RECORD: u8 = 0x16;
+
+/// The header that carries a request's id, both ways.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The id of a request: from its `x-request-id` header or new. In the extensions of every request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestId(pub String);
+
+/// A bound port.
+#[derive(Debug)]
+pub struct Listener(TcpListener, SocketAddr);
+
+/// A port that could not be bound.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}; `hearth doctor` says who holds the port")]
+pub struct BindError {
+    /// The address asked for.
+    pub address: SocketAddr,
+    /// What the system said.
+    pub source: io::Error,
+}
+
+/// How a port is served.
+#[derive(Clone, Debug)]
+pub struct ServeOptions {
+    /// Serve TLS with this identity.
+    pub tls: Option<(Identity, ClientAuth)>,
+    /// Also serve plain text to clients on loopback addresses.
+    pub plaintext_loopback: bool,
+    /// Open connections at once; further ones wait in the kernel's queue.
+    pub max_connections: usize,
+}
+
+impl Listener {
+    /// Binds a port; port 0 takes a free one.
+    ///
+    /// # Errors
+    /// [`BindError`] when the address is taken or not ours.
+    pub async fn bind(address: SocketAddr) -> Result<Self, BindError> {
+        let failed = |source| BindError { address, source };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let local = listener.local_addr().map_err(failed)?;
+        Ok(Self(listener, local))
+    }
+
+    /// The address that was bound.
+    #[must_use]
+    pub const fn local_addr(&self) -> SocketAddr {
+        self.1
+    }
+}
+
+impl ServeOptions {
+    /// TLS only.
+    #[must_use]
+    pub const fn tls(identity: Identity, client_auth: ClientAuth) -> Self {
+        Self {
+            tls: Some((identity, client_auth)),
+            plaintext_loopback: false,
+            max_connections: 4096,
+        }
+    }
+}
+
+/// Serves `router` until the group stops, then gives open connections a moment to end. Requests carry
+/// [`RequestId`], [`ConnectInfo`]`<SocketAddr>`, and [`PeerIdentity`] or [`Plaintext`] in their extensions.
+///
+/// # Errors
+/// None today; the result lets it be a critical task.
+pub async fn serve(
+    listener: Listener,
+    router: Router,
+    options: ServeOptions,
+    tasks: Tasks,
+) -> io::Result<()> {
+    let slots = Arc::new(Semaphore::new(options.max_connections));
+    loop {
+        let slot = tokio::select! {
+            slot = slots.clone().acquire_owned() => slot,
+            () = tasks.stopping() => return Ok(()),
+        };
+        let (stream, remote) = tokio::select! {
+            accepted = listener.0.accept() => match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            },
+            () = tasks.stopping() => return Ok(()),
+        };
+        let (router, options, stop) = (router.clone(), options.clone(), tasks.clone());
+        tasks.spawn("connection", Kind::Background, async move {
+            let _slot = slot;
+            // How a connection ends is the client's doing and worth no more than a debug line.
+            if let Err(error) = accept(stream, remote, router, &options, &stop).await {
+                tracing::debug!(%remote, error = %chain(error.as_ref()), "connection ended");
+            }
+            Ok(())
+        });
+    }
+}
+
+type ConnectionError = Box<dyn std::error::Error + Send + Sync>;
+
+async fn accept(
+    stream: TcpStream,
+    remote: SocketAddr,
+    router: Router,
+    options: &ServeOptions,
+    stop: &Tasks,
+) -> Result<(), ConnectionError> {
+    stream.set_nodelay(true)?;
+    let plaintext_allowed = options.plaintext_loopback && remote.ip().is_loopback();
+    let encrypted = match (&options.tls, plaintext_allowed) {
+        (Some(_), false) => true,
+        (None, true) => false,
+        (None, false) => return Err("plain text from another machine is refused".into()),
+        (Some(_), true) => {
+            let mut first = [0_u8; 1];
+            let read = tokio::time::timeout(HANDSHAKE_TIMEOUT, stream.peek(&mut first)).await??;
+            read == 1 && first == [TLS_HANDSHAKE_RECORD]
+        }
+    };
+    if !encrypted {
+        return drive(stream, remote, Peer::Plaintext, router, stop).await;
+    }
+    let Some((identity, client_auth)) = &options.tls else {
+        return Err("a TLS client on a plain-text port".into());
+    };
+    let acceptor = TlsAcceptor::from(identity.server_config(*client_auth));
+    let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await??;
+    let peer = stream
+        .get_ref()
+        .1
+        .peer_certificates()
+        .and_then(|certs| certs.first());
+    let peer = match peer.map(peer_identity) {
+        None => Peer::Anonymous,
+        Some(Some(identity)) => Peer::Certificate(identity),
+        Some(None) => return Err("the client's certificate carries no spiffe:// identity".into()),
+    };
+    drive(stream, remote, peer, router, stop).await
+}
+
+#[derive(Clone, Debug)]
+enum Peer {
+    Plaintext,
+    Anonymous,
+    Certificate(PeerIdentity),
+}
+
+async fn drive<S>(
+    stream: S,
+    remote: SocketAddr,
+    peer: Peer,
+    router: Router,
+    stop: &Tasks,
+) -> Result<(), ConnectionError>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
+        let (router, peer) = (router.clone(), peer.clone());
+        async move {
+            Ok::<_, std::convert::Infallible>(answer(router, request.map(Body::new), remote, peer).await)
+        }
+    });
+    let mut builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(4 << 20)
+        .keep_alive_interval(Duration::from_secs(20))
+        .keep_alive_timeout(Duration::from_secs(20));
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    tokio::select! {
+        ended = connection.as_mut() => return ended,
+        () = stop.stopping() => connection.as_mut().graceful_shutdown(),
+    }
+    // Streams that never end by themselves are cut when the time is over.
+    tokio::time::timeout(DRAIN, connection).await.unwrap_or(Ok(()))
+}
+
+async fn answer(router: Router, mut request: Request<Body>, remote: SocketAddr, peer: Peer) -> Response {
+    let id = request_id(&request);
+    let extensions = request.extensions_mut();
+    extensions.insert(ConnectInfo(remote));
+    extensions.insert(RequestId(id.clone()));
+    match peer {
+        Peer::Plaintext => drop(extensions.insert(Plaintext)),
+        Peer::Certificate(identity) => drop(extensions.insert(identity)),
+        Peer::Anonymous => {}
+    }
+    let span =
+        tracing::info_span!("request", id = %id, method = %request.method(), path = %request.uri().path());
+    let Ok(mut response) = router.oneshot(request).instrument(span.clone()).await;
+    if let Some(error) = response.extensions_mut().remove::<ApiError>() {
+        response = span.in_scope(|| finish_error(response, error, &id));
+    }
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    response
+}
+
+/// Writes the request's id into an error answer and logs the cause, once.
+fn finish_error(response: Response, error: ApiError, id: &str) -> Response {
+    if matches!(error.kind, ErrorKind::Internal | ErrorKind::DataLoss) {
+        tracing::error!(error = %chain(&error), "the request failed");
+    } else {
+        tracing::debug!(error = %chain(&error), kind = %error.kind, "the request was refused");
+    }
+    let detail = ErrorDetail {
+        kind: error.kind,
+        message: error.message,
+        hint: error.hint,
+        request_id: Some(id.to_owned()),
+    };
+    let (mut parts, _) = response.into_parts();
+    parts.headers.remove(http::header::CONTENT_LENGTH);
+    let body = serde_json::to_vec(&ErrorBody { error: detail }).unwrap_or_default();
+    Response::from_parts(parts, Body::from(body))
+}
+
+/// The client's id when it is a plain token of at most 64 bytes, else a new one.
+fn request_id(request: &Request<Body>) -> String {
+    let given = request
+        .headers()
+        .get(REQUEST_ID)
+        .and_then(|value| value.to_str().ok());
+    match given {
+        Some(id)
+            if (1..=64).contains(&id.len())
+                && id
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')) =>
+        {
+            id.to_owned()
+        }
+        _ => uuid::Uuid::now_v7().to_string(),
+    }
+}
