@@ -23,4 +23,10 @@ pub mod agent {
     tonic::include_proto!("hearth.agent.v1");
 }
 
+mod console;
 pub mod names;
+mod rest;
+pub mod types;
+
+pub use console::Console;
+pub use rest::{ClientError, ImageUpload, PlasmaClient, StaticToken, TokenProvider, sha256_of, tls_from_ca};

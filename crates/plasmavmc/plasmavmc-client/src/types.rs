@@ -1,0 +1,414 @@
+//! What the REST API speaks: requests and answers of `/v1`, as JSON.
+//!
+//! Sizes are in bytes, times are RFC 3339 texts in UTC. Fields are only ever added, and added ones are optional
+//! for a reader.
+
+use std::net::IpAddr;
+
+use hearth_types::{ErrorKind, ImageId, Labels, Name, PageToken, ProjectId, VmId};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+/// What a user asks for when creating a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VmCreate {
+    /// Name, unique in its project: a DNS label of 1 to 63 characters. A text here, so that a bad one gets an
+    /// answer that says what is wrong with it.
+    #[schema(example = "web")]
+    pub name: String,
+    /// Name of the image to boot.
+    #[schema(example = "tiny")]
+    pub image: String,
+    /// Virtual CPUs, 1 to 64.
+    #[serde(default = "default_vcpus")]
+    pub vcpus: u32,
+    /// Memory in bytes, a multiple of 1 MiB from 64 MiB up.
+    #[serde(default = "default_memory")]
+    pub memory_bytes: u64,
+    /// Size of the disk in bytes; 0 takes the image's own size, which is also the least.
+    #[serde(default)]
+    pub disk_bytes: u64,
+    /// Public keys that may sign in by SSH, one per entry in `authorized_keys` form.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ssh_keys: Vec<String>,
+    /// cloud-init user data, at most 32 KiB.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub user_data: String,
+    /// Labels of the VM itself.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    #[schema(value_type = BTreeMap<String, String>)]
+    pub labels: Labels,
+    /// Only nodes that carry all of these labels are considered.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    #[schema(value_type = BTreeMap<String, String>)]
+    pub node_selector: Labels,
+    /// Only nodes with this network mode: `routed` or `user`. Absent: any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_mode: Option<String>,
+    /// Hypervisor: `kvm` (QEMU) or `firecracker`. Empty: `kvm`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub hypervisor: String,
+    /// Power the VM on at once.
+    #[serde(default = "default_true")]
+    pub start: bool,
+}
+
+const fn default_vcpus() -> u32 {
+    1
+}
+
+const fn default_memory() -> u64 {
+    256 << 20
+}
+
+const fn default_true() -> bool {
+    true
+}
+
+impl VmCreate {
+    /// A request with the defaults: one CPU, 256 MiB, the image's own disk size, started at once.
+    #[must_use]
+    pub fn new(name: impl Into<String>, image: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            image: image.into(),
+            vcpus: default_vcpus(),
+            memory_bytes: default_memory(),
+            disk_bytes: 0,
+            ssh_keys: Vec::new(),
+            user_data: String::new(),
+            labels: Labels::default(),
+            node_selector: Labels::default(),
+            network_mode: None,
+            hypervisor: String::new(),
+            start: true,
+        }
+    }
+}
+
+/// What a VM is doing, as far as the control plane knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum VmState {
+    /// Placed on a node that has not reported anything about it yet.
+    Scheduled,
+    /// The node fetches the image and makes disk and network.
+    Preparing,
+    /// The guest is being started.
+    Starting,
+    /// The guest runs.
+    Running,
+    /// The guest is being stopped.
+    Stopping,
+    /// The guest is off; its disk is kept.
+    Stopped,
+    /// It could not be made so; `state_reason` says why. The node tries again while it is desired.
+    Failed,
+    /// Deletion was asked for and is under way.
+    Deleting,
+    /// Its node does not answer; the guest may well run on.
+    Unknown,
+}
+
+impl VmState {
+    /// The text that stands in JSON and tables.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Scheduled => "scheduled",
+            Self::Preparing => "preparing",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+            Self::Failed => "failed",
+            Self::Deleting => "deleting",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+impl std::fmt::Display for VmState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// Whether a VM should run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Power {
+    /// It should run.
+    On,
+    /// It should be off.
+    Off,
+}
+
+/// A virtual machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Vm {
+    /// Identifier, never reused.
+    #[schema(value_type = String, format = Uuid)]
+    pub id: VmId,
+    /// Name, unique in the project.
+    #[schema(value_type = String)]
+    pub name: Name,
+    /// Name of the project.
+    #[schema(value_type = String)]
+    pub project: Name,
+    /// Identifier of the project.
+    #[schema(value_type = String, format = Uuid)]
+    pub project_id: ProjectId,
+    /// Name of the image it was made from.
+    pub image: String,
+    /// That image's identifier.
+    #[schema(value_type = String, format = Uuid)]
+    pub image_id: ImageId,
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Memory in bytes.
+    pub memory_bytes: u64,
+    /// Disk in bytes.
+    pub disk_bytes: u64,
+    /// Labels.
+    #[serde(default)]
+    #[schema(value_type = BTreeMap<String, String>)]
+    pub labels: Labels,
+    /// What the user wants.
+    pub desired_power: Power,
+    /// What it does.
+    pub state: VmState,
+    /// Why it is in that state, where there is something to say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_reason: Option<String>,
+    /// The node it is placed on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Its address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub address: Option<IpAddr>,
+    /// Its DNS name, which resolves while it runs.
+    pub dns_name: String,
+    /// `kvm` or `tcg`, once the guest has been started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accelerator: Option<String>,
+    /// Incarnation: raised by every placement.
+    pub epoch: u64,
+    /// Version of what is wanted: raised by every change a user makes.
+    pub generation: u64,
+    /// The version that `state` speaks of; below `generation` the node has not taken the last change over yet.
+    pub observed_generation: u64,
+    /// When it was created, RFC 3339.
+    pub created_at: String,
+    /// When the guest was last started, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<String>,
+}
+
+impl Vm {
+    /// True when what is wanted has been reached: the last change was taken over and the state is the desired one.
+    /// A deletion has been reached when the VM is not found any more.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        let reached = match self.desired_power {
+            Power::On => VmState::Running,
+            Power::Off => VmState::Stopped,
+        };
+        self.observed_generation >= self.generation && self.state == reached
+    }
+}
+
+/// One page of VMs, ordered by identifier (that is, by creation).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VmList {
+    /// The VMs.
+    pub items: Vec<Vm>,
+    /// Give this as `page_token` for the next page; absent on the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub next_page_token: Option<PageToken>,
+}
+
+/// Which page of a listing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct PageQuery {
+    /// Items on a page, 1 to 1000; absent: 100.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub page_size: Option<u32>,
+    /// Where to go on: `next_page_token` of the page before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[param(value_type = Option<String>)]
+    pub page_token: Option<PageToken>,
+}
+
+/// How to stop a VM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VmStop {
+    /// Cut the power instead of asking the guest.
+    #[serde(default)]
+    pub force: bool,
+    /// Seconds after which a graceful stop becomes a forced one, 1 to 3600; absent: 60.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_s: Option<u32>,
+}
+
+/// Form of an image's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ImageFormat {
+    /// QEMU's copy-on-write format, version 2 or 3.
+    Qcow2,
+    /// The bytes of the disk.
+    Raw,
+}
+
+impl ImageFormat {
+    /// The text that stands in JSON, query strings and the agent's protocol.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Qcow2 => "qcow2",
+            Self::Raw => "raw",
+        }
+    }
+}
+
+/// An image that VMs boot from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Image {
+    /// Identifier.
+    #[schema(value_type = String, format = Uuid)]
+    pub id: ImageId,
+    /// Name, unique in the cluster.
+    #[schema(value_type = String)]
+    pub name: Name,
+    /// Form of its bytes.
+    pub format: ImageFormat,
+    /// SHA-256 of its bytes, 64 hexadecimal digits.
+    pub sha256: String,
+    /// Number of its bytes.
+    pub size_bytes: u64,
+    /// Size of the disk that a guest sees.
+    pub virtual_size_bytes: u64,
+    /// When it was imported, RFC 3339.
+    pub created_at: String,
+}
+
+/// All images.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ImageList {
+    /// The images, ordered by name.
+    pub items: Vec<Image>,
+}
+
+/// What an upload says about its bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct ImageQuery {
+    /// Form of the bytes.
+    #[param(inline)]
+    pub format: ImageFormat,
+    /// SHA-256 of the bytes, 64 hexadecimal digits; an upload that does not match is refused.
+    pub sha256: String,
+}
+
+/// Whether a node can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeState {
+    /// Its session lives: its agent is there.
+    Ready,
+    /// Its session has ended: the agent or the machine is gone.
+    Down,
+}
+
+/// A machine that runs VMs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Node {
+    /// Name.
+    pub name: String,
+    /// Whether its agent is there.
+    pub state: NodeState,
+    /// Whether new VMs may be placed on it.
+    pub schedulable: bool,
+    /// Virtual CPUs that guests may have.
+    pub vcpus: u32,
+    /// Memory that guests may have, in bytes.
+    pub memory_bytes: u64,
+    /// Disk that guests may have, in bytes.
+    pub disk_bytes: u64,
+    /// Virtual CPUs claimed by VMs.
+    pub vcpus_claimed: u32,
+    /// Memory claimed by VMs, in bytes.
+    pub memory_bytes_claimed: u64,
+    /// Disk claimed by VMs, in bytes.
+    pub disk_bytes_claimed: u64,
+    /// Number of VMs placed on it.
+    pub vms: u32,
+    /// `routed` or `user`.
+    pub network_mode: String,
+    /// `kvm` or `tcg`.
+    pub accelerator: String,
+    /// Why that accelerator.
+    pub accelerator_reason: String,
+    /// Version of its agent.
+    pub agent_version: String,
+    /// Labels.
+    #[serde(default)]
+    #[schema(value_type = BTreeMap<String, String>)]
+    pub labels: Labels,
+}
+
+/// All nodes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NodeList {
+    /// The nodes, ordered by name.
+    pub items: Vec<Node>,
+}
+
+/// The body of every answer that is an error.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ErrorBody {
+    /// What happened.
+    pub error: ErrorDetail,
+}
+
+/// What happened, why, and what to do next.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ErrorDetail {
+    /// One of the closed set of kinds, such as `not_found`.
+    #[schema(value_type = String)]
+    pub kind: ErrorKind,
+    /// What happened and why.
+    pub message: String,
+    /// What to do next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// The request, as it stands in the server's log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_create_request_gets_the_defaults() {
+        let create: VmCreate = serde_json::from_str(r#"{"name":"web","image":"tiny"}"#).unwrap();
+        assert_eq!(create, VmCreate::new("web", "tiny"));
+        assert!(serde_json::from_str::<VmCreate>(r#"{"name":"web","image":"tiny","cpus":2}"#).is_err());
+    }
+
+    #[test]
+    fn states_display_as_in_json() {
+        for state in [VmState::Scheduled, VmState::Running, VmState::Unknown] {
+            assert_eq!(serde_json::to_string(&state).unwrap(), format!("\"{state}\""));
+        }
+        assert_eq!(format!("{:<9}|", VmState::Failed), "failed   |");
+    }
+}
