@@ -1,1 +1,26 @@
-//! skeleton
+//! The rules of PlasmaVMC without any of its machinery: what a valid request is, which node a VM goes to, what a
+//! report from a node means for a VM's life, and the arithmetic of claims and addresses.
+//!
+//! It does not know time, randomness, storage, network or any wire format: all of these are inputs or belong to
+//! the server, which turns the answers into one transaction.
+//!
+//! Entry points: [`validate`], [`place`], [`accept`] (a report arrives), [`next_step`] (what is left to do),
+//! [`shown_state`] (what people see), [`Alloc`] (claims on a node), [`Network::choose`] (an address).
+//!
+//! Invariants: [`place`] never chooses a node whose claims would then exceed its capacity times the overcommit;
+//! the sum of an [`Alloc`] is the sum of its claims; only a report of "gone" in the current epoch frees anything.
+
+mod address;
+mod alloc;
+mod lifecycle;
+mod place;
+mod request;
+
+pub use address::{Network, NetworkError};
+pub use alloc::{Alloc, AllocError, Resources};
+pub use lifecycle::{
+    Desired, Effects, IllegalTransition, Phase, Publication, Refused, Report, Shown, Step, Tracked, accept,
+    next_step, shown_state,
+};
+pub use place::{Decision, NoPlace, NodeView, Placement, Policy, Weigher, WhyNot, place};
+pub use request::{Hypervisor, InvalidRequest, Limits, NetworkMode, RawRequest, VmRequest, validate};
