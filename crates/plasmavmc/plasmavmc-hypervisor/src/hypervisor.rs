@@ -1,0 +1,182 @@
+//! The seam: what a backend offers.
+//!
+//! ```text
+//!            start / adopt
+//!   (files) ---------------> Running <----> Paused
+//!                               |  \
+//!            guest powers off   |   \ process dies
+//!                               v    v
+//!                         PoweredOff  Gone
+//!                               |
+//!                               | end()         (end() works from every state)
+//!                               v
+//!                            (files)
+//! ```
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use tokio::net::UnixStream;
+
+use crate::intent::Ended;
+use crate::{Accelerator, HypervisorError, MachineId, MachineSpec};
+
+/// State of a machine's process and guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RunState {
+    /// The guest's CPUs run.
+    Running,
+    /// They stand still; why, in the hypervisor's word (`paused`, `io-error`, ...).
+    Paused(String),
+    /// The guest switched itself off; the process waits to be ended.
+    PoweredOff,
+    /// There is no process any more, and nobody here ended it.
+    Gone,
+}
+
+/// What is known of a running machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MachineInfo {
+    /// Which.
+    pub id: MachineId,
+    /// Incarnation that it was started with.
+    pub epoch: u64,
+    /// Version of the specification that it was started with.
+    pub generation: u64,
+    /// Process id.
+    pub pid: u32,
+    /// When it was started, by the wall clock.
+    pub started_at_unix_ms: i64,
+    /// `kvm` or `tcg`.
+    pub accelerator: String,
+}
+
+/// Result of looking for a machine of an earlier incarnation of the owner.
+#[derive(Debug)]
+pub enum Adopted {
+    /// Its process lives.
+    Running(Box<dyn Machine>),
+    /// Its files are there, its process is not.
+    Ended {
+        /// Incarnation of the last start.
+        epoch: u64,
+        /// Version of the specification of the last start.
+        generation: u64,
+        /// How it ended, as far as that can be told.
+        ended: Ended,
+    },
+    /// Nothing of it is here.
+    Absent,
+}
+
+/// Everything that a backend finds on the host.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Inventory {
+    /// Machines with a folder, running or not, sorted.
+    pub machines: Vec<MachineId>,
+    /// Processes that look like ours and belong to no record: for people to look at.
+    pub orphans: Vec<String>,
+}
+
+/// One machine; whoever holds it is its only owner.
+pub trait Machine: Send + fmt::Debug {
+    /// What it is.
+    fn info(&self) -> &MachineInfo;
+    /// Asks how it is.
+    ///
+    /// # Errors
+    /// When the process lives and its monitor does not answer.
+    fn status(&mut self) -> BoxFuture<'_, Result<RunState, HypervisorError>>;
+    /// Waits until something has happened that makes asking [`Machine::status`] worthwhile.
+    /// May be dropped at any time and called again without losing anything.
+    fn changed(&mut self) -> BoxFuture<'_, ()>;
+    /// Presses the power button (ACPI); the guest decides what to do.
+    ///
+    /// # Errors
+    /// When the monitor does not answer.
+    fn press_power_button(&mut self) -> BoxFuture<'_, Result<(), HypervisorError>>;
+    /// Stops the guest's CPUs.
+    ///
+    /// # Errors
+    /// When the monitor does not answer.
+    fn pause(&mut self) -> BoxFuture<'_, Result<(), HypervisorError>>;
+    /// Lets them go on.
+    ///
+    /// # Errors
+    /// When the monitor does not answer.
+    fn resume(&mut self) -> BoxFuture<'_, Result<(), HypervisorError>>;
+    /// Resets the machine as its reset button would.
+    ///
+    /// # Errors
+    /// When the monitor does not answer.
+    fn reset(&mut self) -> BoxFuture<'_, Result<(), HypervisorError>>;
+    /// Ends the process, by its monitor or else by a signal, and records how it ended.
+    /// Returns only when the process is gone. Calling it again is harmless.
+    ///
+    /// # Errors
+    /// When the process cannot be ended or the record cannot be written.
+    fn end(&mut self) -> BoxFuture<'_, Result<Ended, HypervisorError>>;
+    /// Connects to the serial console. Only one connection at a time gets the guest's output.
+    fn console(&self) -> BoxFuture<'_, io::Result<UnixStream>>;
+    /// The last bytes that the guest wrote to its serial console, at most `max`.
+    ///
+    /// # Errors
+    /// When the history cannot be read.
+    fn console_history(&self, max: usize) -> io::Result<Vec<u8>>;
+
+    /// Keeps the stored console output within its limit; the owner calls it now and then.
+    ///
+    /// # Errors
+    /// When the log cannot be read or cut.
+    fn trim_console_log(&self) -> io::Result<()>;
+
+    /// Presses the power button, waits at most `grace` for the guest to switch off, then ends it.
+    ///
+    /// # Errors
+    /// As [`Machine::end`].
+    fn stop(&mut self, grace: Duration) -> BoxFuture<'_, Result<Ended, HypervisorError>> {
+        Box::pin(async move {
+            if self.press_power_button().await.is_ok() {
+                let switched_off = async {
+                    while !matches!(self.status().await, Ok(RunState::PoweredOff | RunState::Gone)) {
+                        self.changed().await;
+                    }
+                };
+                // Both outcomes are handled by end(): it records which of them it was.
+                let _in_time = tokio::time::timeout(grace, switched_off).await;
+            }
+            self.end().await
+        })
+    }
+}
+
+/// A way to run machines.
+pub trait Hypervisor: Send + Sync + fmt::Debug {
+    /// Its name in specifications: `kvm`.
+    fn name(&self) -> &'static str;
+    /// What speeds its guests up, and why that.
+    fn accelerator(&self) -> &Accelerator;
+    /// Makes the overlay if there is none, then starts the machine, detached.
+    ///
+    /// # Errors
+    /// See [`HypervisorError`]; a failed start leaves no process and no half-made disk.
+    fn start<'a>(&'a self, spec: &'a MachineSpec)
+    -> BoxFuture<'a, Result<Box<dyn Machine>, HypervisorError>>;
+    /// Finds a machine that was started earlier, perhaps by a process that is dead by now.
+    ///
+    /// # Errors
+    /// When records are unreadable, or a live process does not answer.
+    fn adopt<'a>(&'a self, id: &'a MachineId) -> BoxFuture<'a, Result<Adopted, HypervisorError>>;
+    /// Lists what is on the host.
+    ///
+    /// # Errors
+    /// When the folders cannot be read.
+    fn inventory(&self) -> Result<Inventory, HypervisorError>;
+    /// Ends what still runs of a machine and removes every file of it.
+    ///
+    /// # Errors
+    /// When something stays behind.
+    fn delete<'a>(&'a self, id: &'a MachineId) -> BoxFuture<'a, Result<(), HypervisorError>>;
+}

@@ -1,0 +1,228 @@
+//! One running QEMU process.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use serde_json::{Value, json};
+use tokio::net::UnixStream;
+
+use super::command::{CONSOLE, CONSOLE_LOG, MONITOR};
+use super::qmp::Qmp;
+use crate::intent::{Ended, Intent, write_durably};
+use crate::process::ProcessIdentity;
+use crate::{HypervisorError, Machine, MachineInfo, RunState};
+
+/// Longest time for an answer of the monitor. On a busy host QEMU's main loop can stand for seconds.
+const COMMAND_LIMIT: Duration = Duration::from_secs(10);
+/// Time that QEMU gets to close its files after `quit`.
+const QUIT_LIMIT: Duration = Duration::from_secs(5);
+const CONNECT_TRIES: u32 = 100;
+const CONNECT_PAUSE: Duration = Duration::from_millis(20);
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+/// Pause between looks at a process whose monitor has hung up.
+const GONE_POLL: Duration = Duration::from_millis(200);
+/// The console's log is cut to [`KEPT_LOG`] when it is larger than this.
+const MAX_LOG: u64 = 1 << 20;
+/// What is kept of it.
+const KEPT_LOG: usize = 256 << 10;
+const OLD_LOG: &str = "console.log.old";
+
+/// A machine and the connection to its monitor.
+#[derive(Debug)]
+pub(super) struct KvmMachine {
+    folder: PathBuf,
+    intent: Intent,
+    process: ProcessIdentity,
+    info: MachineInfo,
+    qmp: Qmp,
+    /// Filled when this owner has seen the guest switch itself off.
+    ended: Option<Ended>,
+}
+
+impl KvmMachine {
+    /// Connects to the machine that the record describes; its process is alive.
+    pub(super) async fn connect(folder: PathBuf, intent: Intent) -> Result<Self, HypervisorError> {
+        let run = intent
+            .run
+            .clone()
+            .ok_or_else(|| HypervisorError::Monitor("the record names no process".into()))?;
+        let qmp = open_monitor(&folder).await?;
+        let info = MachineInfo {
+            id: intent.spec.id.clone(),
+            epoch: intent.spec.epoch,
+            generation: intent.spec.generation,
+            pid: run.process.pid,
+            started_at_unix_ms: run.started_at_unix_ms,
+            accelerator: intent.accelerator.clone(),
+        };
+        Ok(Self {
+            folder,
+            intent,
+            process: run.process,
+            info,
+            qmp,
+            ended: None,
+        })
+    }
+
+    async fn command(&mut self, name: &'static str) -> Result<Value, HypervisorError> {
+        if self.qmp.is_closed() && self.process.is_alive() {
+            self.qmp = open_monitor(&self.folder).await?;
+        }
+        self.qmp.execute(name, json!({}), COMMAND_LIMIT).await
+    }
+
+    async fn query(&mut self) -> Result<RunState, HypervisorError> {
+        if !self.process.is_alive() {
+            return Ok(RunState::Gone);
+        }
+        let answer = match self.command("query-status").await {
+            Ok(answer) => answer,
+            Err(_) if !self.process.is_alive() => return Ok(RunState::Gone),
+            Err(error) => return Err(error),
+        };
+        Ok(
+            match answer.get("status").and_then(Value::as_str).unwrap_or("unknown") {
+                "running" => RunState::Running,
+                "shutdown" => RunState::PoweredOff,
+                other => RunState::Paused(other.to_owned()),
+            },
+        )
+    }
+
+    async fn end_process(&mut self) -> Result<Ended, HypervisorError> {
+        if let Some(ended) = &self.ended {
+            return Ok(ended.clone());
+        }
+        let ended = match self.query().await {
+            Ok(RunState::Gone) => Ended::Crashed,
+            Ok(RunState::PoweredOff) => Ended::PoweredOff,
+            Ok(RunState::Running | RunState::Paused(_)) | Err(_) => Ended::Forced,
+        };
+        // `quit` closes the disk in order; a process that does not listen is killed.
+        let quit = self.qmp.execute("quit", json!({}), QUIT_LIMIT).await;
+        if quit.is_err() || !self.process.wait_end(QUIT_LIMIT).await {
+            self.process
+                .kill()
+                .map_err(|e| HypervisorError::io("end the process of", &self.folder)(e.into()))?;
+            if !self.process.wait_end(KILL_LIMIT).await {
+                let limit_ms = u64::try_from(KILL_LIMIT.as_millis()).unwrap_or(u64::MAX);
+                return Err(HypervisorError::Timeout {
+                    what: "the end of a killed process",
+                    limit_ms,
+                });
+            }
+        }
+        self.intent.run = None;
+        self.intent.ended = Some(ended.clone());
+        self.ended = Some(ended.clone());
+        self.intent.write(&self.folder)?;
+        Ok(ended)
+    }
+}
+
+async fn open_monitor(folder: &Path) -> Result<Qmp, HypervisorError> {
+    let mut tries = 0;
+    let stream = loop {
+        match connect(folder, MONITOR).await {
+            Ok(stream) => break stream,
+            // Between its making and its first listening the socket refuses.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && tries < CONNECT_TRIES => {
+                tries += 1;
+                tokio::time::sleep(CONNECT_PAUSE).await;
+            }
+            Err(error) => return Err(HypervisorError::io("connect to", folder.join(MONITOR))(error)),
+        }
+    };
+    Qmp::negotiate(stream, COMMAND_LIMIT).await
+}
+
+/// Connects to a socket in `folder`, however long the folder's path is.
+async fn connect(folder: &Path, name: &str) -> io::Result<UnixStream> {
+    let handle = File::open(folder)?;
+    UnixStream::connect(format!("/proc/self/fd/{}/{name}", handle.as_raw_fd())).await
+}
+
+/// The last `max` bytes of a file; empty when there is none.
+fn tail(path: &Path, max: usize) -> io::Result<Vec<u8>> {
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let skip = file.metadata()?.len().saturating_sub(max as u64);
+    file.seek(SeekFrom::Start(skip))?;
+    let mut bytes = Vec::new();
+    file.take(max as u64).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+impl Machine for KvmMachine {
+    fn info(&self) -> &MachineInfo {
+        &self.info
+    }
+
+    fn status(&mut self) -> BoxFuture<'_, Result<RunState, HypervisorError>> {
+        Box::pin(self.query())
+    }
+
+    fn changed(&mut self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            if self.qmp.next_event().await.is_none() {
+                tokio::time::sleep(GONE_POLL).await;
+            }
+        })
+    }
+
+    fn press_power_button(&mut self) -> BoxFuture<'_, Result<(), HypervisorError>> {
+        Box::pin(async { self.command("system_powerdown").await.map(drop) })
+    }
+
+    fn pause(&mut self) -> BoxFuture<'_, Result<(), HypervisorError>> {
+        Box::pin(async { self.command("stop").await.map(drop) })
+    }
+
+    fn resume(&mut self) -> BoxFuture<'_, Result<(), HypervisorError>> {
+        Box::pin(async { self.command("cont").await.map(drop) })
+    }
+
+    fn reset(&mut self) -> BoxFuture<'_, Result<(), HypervisorError>> {
+        Box::pin(async { self.command("system_reset").await.map(drop) })
+    }
+
+    fn end(&mut self) -> BoxFuture<'_, Result<Ended, HypervisorError>> {
+        Box::pin(self.end_process())
+    }
+
+    fn console(&self) -> BoxFuture<'_, io::Result<UnixStream>> {
+        Box::pin(connect(&self.folder, CONSOLE))
+    }
+
+    fn console_history(&self, max: usize) -> io::Result<Vec<u8>> {
+        let recent = tail(&self.folder.join(CONSOLE_LOG), max)?;
+        if recent.len() >= max {
+            return Ok(recent);
+        }
+        let mut bytes = tail(&self.folder.join(OLD_LOG), max - recent.len())?;
+        bytes.extend_from_slice(&recent);
+        Ok(bytes)
+    }
+
+    fn trim_console_log(&self) -> io::Result<()> {
+        let path = self.folder.join(CONSOLE_LOG);
+        let size = match fs::metadata(&path) {
+            Ok(found) => found.len(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        if size > MAX_LOG {
+            write_durably(&self.folder, OLD_LOG, &tail(&path, KEPT_LOG)?)?;
+            OpenOptions::new().write(true).open(&path)?.set_len(0)?;
+        }
+        Ok(())
+    }
+}

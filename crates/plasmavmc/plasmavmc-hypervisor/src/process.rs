@@ -1,0 +1,151 @@
+//! Processes by pid, start time and boot id; never by name.
+
+use std::fs;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+/// How often the end of a process is looked for.
+const POLL: Duration = Duration::from_millis(20);
+
+/// One process of one boot of one host. A pid alone comes again; the three together do not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessIdentity {
+    /// Process id.
+    pub pid: u32,
+    /// Start time in clock ticks since boot (field 22 of `/proc/PID/stat`).
+    pub start_ticks: u64,
+    /// The host's boot id at the time.
+    pub boot_id: String,
+}
+
+/// Id of the host's current boot.
+///
+/// Empty when the kernel does not tell: then no process of an earlier run is taken for ours.
+#[must_use]
+pub fn host_boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map(|t| t.trim().to_owned())
+        .unwrap_or_default()
+}
+
+/// Start time and state letter of a process, if it exists.
+fn start_ticks(pid: u32) -> Option<(u64, char)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the command in brackets and may itself contain both spaces and brackets.
+    let mut fields = stat.get(stat.rfind(')')? + 2..)?.split(' ');
+    let state = fields.next()?.chars().next()?;
+    let ticks = fields.nth(18)?.parse().ok()?;
+    Some((ticks, state))
+}
+
+impl ProcessIdentity {
+    /// The identity of a process that runs now.
+    #[must_use]
+    pub fn of(pid: u32) -> Option<Self> {
+        let (start_ticks, _) = start_ticks(pid)?;
+        Some(Self {
+            pid,
+            start_ticks,
+            boot_id: host_boot_id(),
+        })
+    }
+
+    /// Whether exactly this process still runs. A zombie does not: it holds no file any more.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        !self.boot_id.is_empty()
+            && self.boot_id == host_boot_id()
+            && start_ticks(self.pid).is_some_and(|(ticks, state)| ticks == self.start_ticks && state != 'Z')
+    }
+
+    /// Kills it if it still is this process.
+    pub(crate) fn kill(&self) -> Result<(), Errno> {
+        if !self.is_alive() {
+            return Ok(());
+        }
+        let Ok(pid) = i32::try_from(self.pid) else {
+            return Err(Errno::EINVAL);
+        };
+        match kill(Pid::from_raw(pid), Signal::SIGKILL) {
+            Ok(()) | Err(Errno::ESRCH) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Waits for its end; false when it still lives after `limit`.
+    pub(crate) async fn wait_end(&self, limit: Duration) -> bool {
+        let ended = async {
+            while self.is_alive() {
+                tokio::time::sleep(POLL).await;
+            }
+        };
+        tokio::time::timeout(limit, ended).await.is_ok()
+    }
+}
+
+/// Arguments of a process; empty for kernel threads and for those that are gone.
+pub(crate) fn arguments(pid: u32) -> Vec<String> {
+    fs::read(format!("/proc/{pid}/cmdline"))
+        .map(|raw| {
+            raw.split(|b| *b == 0)
+                .filter(|a| !a.is_empty())
+                .map(|a| String::from_utf8_lossy(a).into_owned())
+                .collect()
+        })
+        .unwrap_or_default()
+}
+
+/// All process ids of the moment.
+pub(crate) fn all() -> Vec<u32> {
+    fs::read_dir("/proc")
+        .map(|dir| {
+            dir.flatten()
+                .filter_map(|e| e.file_name().to_str()?.parse().ok())
+                .collect()
+        })
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn knows_itself_and_no_namesake() {
+        let me = ProcessIdentity::of(std::process::id()).unwrap();
+        assert!(me.is_alive());
+        assert!(
+            !ProcessIdentity {
+                start_ticks: me.start_ticks + 1,
+                ..me.clone()
+            }
+            .is_alive(),
+            "reused pid"
+        );
+        assert!(
+            !ProcessIdentity {
+                boot_id: "another".to_owned(),
+                ..me.clone()
+            }
+            .is_alive(),
+            "earlier boot"
+        );
+        assert!(all().contains(&me.pid));
+        assert!(!arguments(me.pid).is_empty());
+    }
+
+    #[test]
+    fn a_zombie_is_not_alive() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let identity = ProcessIdentity::of(child.id());
+        std::thread::sleep(Duration::from_millis(300));
+        if let Some(identity) = identity {
+            assert!(!identity.is_alive());
+        }
+        child.wait().unwrap();
+    }
+}
