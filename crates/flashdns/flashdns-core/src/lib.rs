@@ -1,1 +1,36 @@
-//! skeleton
+//! What FlashDNS answers, as a pure function.
+//!
+//! [`answer()`] takes an immutable [`Snapshot`] and the bytes of one query and writes the bytes of one
+//! reply. [`Catalog`] is the other half: it turns records and the names of running VMs into the tree a
+//! snapshot is taken from, touching only the names that changed.
+//!
+//! It does not know sockets, Chainfire, projects or permissions, clocks, or who asks. It signs nothing and
+//! resolves nothing outside its own zones.
+//!
+//! Entry points: [`answer()`], [`Catalog`], [`Snapshot`]; [`text`] for the presentation format, [`reverse`]
+//! for reverse zones, [`serial`] for RFC 1982.
+//!
+//! Invariants:
+//! - No input makes [`answer()`] panic, and the work one packet can cause is bounded by the constants in
+//!   [`limits`], never by the size of a zone.
+//! - A snapshot never changes; cloning one is cheap and an edit copies a small part of the tree.
+//! - Every ancestor of a stored name is in the tree (RFC 4592's empty non-terminals), so one walk from the
+//!   root finds zone, zone cut and closest encloser, and stops at the first missing label.
+//! - Names in the tree are lower case; the names of a reply keep the case of the question.
+
+pub mod answer;
+pub mod catalog;
+pub mod limits;
+mod message;
+pub mod name;
+pub mod reverse;
+pub mod rr;
+pub mod serial;
+pub mod text;
+mod tree;
+
+pub use answer::{Outcome, Transport, answer};
+pub use catalog::{Catalog, Host, ZoneSettings};
+pub use name::DnsName;
+pub use rr::{RrSet, Rtype};
+pub use tree::Snapshot;

@@ -1,0 +1,327 @@
+//! The answer to one query: RFC 1034 section 4.3.2 with RFC 2308, 4592, 6604, 6891, 8482 and 9471.
+
+use std::sync::Arc;
+
+use crate::{
+    limits::{
+        MAX_ADDITIONAL_LOOKUPS, MAX_CNAME_CHAIN, MAX_NAME, MAX_TCP_REPLY, MAX_UDP_REPLY, PLAIN_UDP_REPLY,
+    },
+    message::{self, Edns, Flags, Question, Section, Writer, rcode},
+    rr::{RrSet, Rtype, target},
+    tree::{Node, Snapshot, Walk, Zone},
+};
+
+/// How a query came: decides how large its reply may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Transport {
+    /// A datagram; the client's EDNS size counts, within 512 and [`MAX_UDP_REPLY`] bytes.
+    Udp,
+    /// A stream; up to [`MAX_TCP_REPLY`] bytes.
+    Tcp,
+}
+
+/// What became of a query.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing is sent: too short for a header, or itself a response (answering those makes two servers
+    /// talk to each other for ever).
+    Silence,
+    /// The reply is in the buffer.
+    Reply {
+        /// Response code, the extended bits included.
+        rcode: u16,
+        /// Type asked for, where the question could be read.
+        rtype: Option<Rtype>,
+    },
+}
+
+/// Answers one query; the reply replaces what is in `out`. Never panics, never fails.
+pub fn answer(snapshot: &Snapshot, query: &[u8], transport: Transport, out: &mut Vec<u8>) -> Outcome {
+    out.clear();
+    let Some((id, flags)) = message::header(query) else {
+        return Outcome::Silence;
+    };
+    if flags.is_response() {
+        return Outcome::Silence;
+    }
+    // Replies without a record fit every transport.
+    let plain = PLAIN_UDP_REPLY;
+    if flags.opcode() != 0 {
+        Writer::new(out, plain, id, flags, None, None).finish(rcode::NOTIMP);
+        return Outcome::Reply {
+            rcode: rcode::NOTIMP,
+            rtype: None,
+        };
+    }
+    let (question, edns) = match message::body(query) {
+        Ok(parts) => parts,
+        Err(question) => {
+            Writer::new(out, plain, id, flags, question, None).finish(rcode::FORMERR);
+            return Outcome::Reply {
+                rcode: rcode::FORMERR,
+                rtype: question.map(|q| q.rtype),
+            };
+        }
+    };
+    let writer = Writer::new(out, limit(transport, edns), id, flags, Some(question), edns);
+    let mut responder = Responder {
+        snapshot,
+        question,
+        writer,
+    };
+    let rcode = responder.respond(edns);
+    responder.writer.finish(rcode);
+    Outcome::Reply {
+        rcode,
+        rtype: Some(question.rtype),
+    }
+}
+
+fn limit(transport: Transport, edns: Option<Edns>) -> usize {
+    match (transport, edns) {
+        (Transport::Tcp, _) => MAX_TCP_REPLY,
+        (Transport::Udp, None) => PLAIN_UDP_REPLY,
+        (Transport::Udp, Some(edns)) => usize::from(edns.udp_size).clamp(PLAIN_UDP_REPLY, MAX_UDP_REPLY),
+    }
+}
+
+/// The truncation flag is set; nothing more goes into the reply.
+struct Truncated;
+
+struct Responder<'o, 'a> {
+    snapshot: &'a Snapshot,
+    question: Question<'a>,
+    writer: Writer<'o, 'a>,
+}
+
+/// One name on the way from the question along its CNAMEs.
+struct Step<'a> {
+    /// The name as it was written where it came from.
+    name: &'a [u8],
+    lower: [u8; MAX_NAME],
+    walk: Walk<'a>,
+    zone: &'a Arc<Zone>,
+    /// Where the zone's apex starts in the name.
+    apex: usize,
+    /// Only the parent's side of a zone cut counts: a DS question at the apex of a zone served here too.
+    parent_side: bool,
+}
+
+impl<'a> Step<'a> {
+    fn lower(&self) -> &[u8] {
+        self.lower.get(..self.name.len()).unwrap_or(&[])
+    }
+
+    /// The tail of the name that starts at `at`.
+    fn tail(&self, at: usize) -> &'a [u8] {
+        self.name.get(at..).unwrap_or(&[0])
+    }
+}
+
+impl<'a> Responder<'_, 'a> {
+    fn respond(&mut self, edns: Option<Edns>) -> u16 {
+        const CLASS_IN: u16 = 1;
+        if edns.is_some_and(|edns| edns.version != 0) {
+            return rcode::BADVERS;
+        }
+        match self.question.rtype {
+            // No transfers: whoever asks is not known to be a secondary.
+            Rtype::AXFR | Rtype::IXFR => return rcode::REFUSED,
+            Rtype::ANY => {}
+            rtype if rtype.is_meta() => return rcode::NOTIMP,
+            _ => {}
+        }
+        if self.question.class != CLASS_IN {
+            return rcode::REFUSED;
+        }
+        let (rcode, done) = self.follow();
+        if done.is_err() {
+            self.writer.truncate();
+        }
+        rcode
+    }
+
+    /// Follows CNAMEs from the question to its end. They are followed within one zone only: what another
+    /// zone says of the target is for the client to ask.
+    fn follow(&mut self) -> (u16, Result<(), Truncated>) {
+        let mut name = self.question.name;
+        let mut zone: Option<&Arc<Zone>> = None;
+        let mut seen = Vec::new();
+        while seen.len() < MAX_CNAME_CHAIN {
+            let Some(step) = self.step(name) else {
+                return (
+                    if zone.is_none() {
+                        rcode::REFUSED
+                    } else {
+                        rcode::NOERROR
+                    },
+                    Ok(()),
+                );
+            };
+            if zone.is_some_and(|zone| !Arc::ptr_eq(zone, step.zone)) {
+                break;
+            }
+            zone = Some(step.zone);
+            match self.at(&step) {
+                Found::End(rcode, result) => return (rcode, result),
+                Found::Alias(target) => {
+                    seen.push(name);
+                    name = target;
+                }
+            }
+            if seen.iter().any(|known: &&[u8]| known.eq_ignore_ascii_case(name)) {
+                break;
+            }
+        }
+        (rcode::NOERROR, Ok(()))
+    }
+
+    fn step(&self, name: &'a [u8]) -> Option<Step<'a>> {
+        let mut lower = [0; MAX_NAME];
+        let filled = lower.get_mut(..name.len())?;
+        filled.copy_from_slice(name);
+        filled.make_ascii_lowercase();
+        let walk = self.snapshot.walk(filled);
+        let (zone, apex) = walk.zone?;
+        let above = walk
+            .parent
+            .filter(|_| self.question.rtype == Rtype::DS && apex == 0);
+        let parent_side = above.is_some();
+        let (zone, apex) = above.unwrap_or((zone, apex));
+        Some(Step {
+            name,
+            lower,
+            walk,
+            zone,
+            apex,
+            parent_side,
+        })
+    }
+
+    /// Writes what is to be said at one name.
+    fn at(&mut self, step: &Step<'a>) -> Found<'a> {
+        let asks_ds = self.question.rtype == Rtype::DS;
+        if let Some((cut, start)) = step.walk.cut
+            && !(asks_ds && start == 0)
+        {
+            return Found::End(rcode::NOERROR, self.referral(step, cut, start));
+        }
+        self.writer.set(Flags::AA);
+        let node = step.walk.exact.or_else(|| self.wildcard(step));
+        let Some(node) = node else {
+            return Found::End(rcode::NXDOMAIN, self.negative(step));
+        };
+        let wanted = self.question.rtype;
+        let is_apex = step.apex == 0 && !step.parent_side;
+        if wanted == Rtype::SOA && is_apex {
+            return Found::End(
+                rcode::NOERROR,
+                self.soa(Section::Answer, step, step.zone.soa_ttl_s),
+            );
+        }
+        if let Some(alias) = node.set(Rtype::CNAME)
+            && !matches!(wanted, Rtype::CNAME | Rtype::ANY)
+        {
+            return match (
+                self.writer.put_set(Section::Answer, step.name, alias),
+                alias.rdatas(),
+            ) {
+                (Ok(()), [target, ..]) => Found::Alias(target),
+                _ => Found::End(rcode::NOERROR, Err(Truncated)),
+            };
+        }
+        let set = match wanted {
+            // RFC 8482, 4.1: one record set, the smallest, so that ANY is no lever for attacks.
+            Rtype::ANY => node.sets.iter().min_by_key(|set| size(set)),
+            wanted => node.set(wanted),
+        };
+        let result = match set {
+            Some(set) => self.positive(step, set),
+            None if wanted == Rtype::ANY && is_apex => self.soa(Section::Answer, step, step.zone.soa_ttl_s),
+            None => self.negative(step),
+        };
+        Found::End(rcode::NOERROR, result)
+    }
+
+    /// RFC 4592, 3.3.1: the wildcard directly below the closest encloser, and no other.
+    fn wildcard(&self, step: &Step<'a>) -> Option<&'a Node> {
+        let mut wire = [0; MAX_NAME + 2];
+        let encloser = step.lower().get(step.walk.encloser..)?;
+        let wire = wire.get_mut(..encloser.len() + 2)?;
+        let (star, rest) = wire.split_at_mut(2);
+        star.copy_from_slice(b"\x01*");
+        rest.copy_from_slice(encloser);
+        self.snapshot.node(wire)
+    }
+
+    fn positive(&mut self, step: &Step<'a>, set: &'a RrSet) -> Result<(), Truncated> {
+        self.writer
+            .put_set(Section::Answer, step.name, set)
+            .map_err(|_| Truncated)?;
+        self.addresses(step, set, None);
+        Ok(())
+    }
+
+    /// NODATA or NXDOMAIN: the SOA tells how long that may be remembered (RFC 2308, 3).
+    fn negative(&mut self, step: &Step<'a>) -> Result<(), Truncated> {
+        self.soa(Section::Authority, step, step.zone.negative_ttl_s)
+    }
+
+    fn soa(&mut self, section: Section, step: &Step<'a>, ttl_s: u32) -> Result<(), Truncated> {
+        let owner = step.tail(step.apex);
+        self.writer
+            .put(section, owner, Rtype::SOA, ttl_s, &step.zone.soa)
+            .map_err(|_| Truncated)?;
+        self.writer.set_last_serial(self.snapshot.serial);
+        Ok(())
+    }
+
+    /// A name at or below a zone cut: the cut's NS and their addresses (RFC 1034, 4.3.2, 3b).
+    fn referral(&mut self, step: &Step<'a>, cut: &'a Node, start: usize) -> Result<(), Truncated> {
+        let Some(servers) = cut.set(Rtype::NS) else {
+            return Ok(());
+        };
+        self.writer
+            .put_set(Section::Authority, step.tail(start), servers)
+            .map_err(|_| Truncated)?;
+        if self.addresses(step, servers, Some(start)) {
+            Ok(())
+        } else {
+            Err(Truncated)
+        }
+    }
+
+    /// Adds the addresses of a set's targets, as far as this zone knows them. Returns false when an
+    /// address did not fit without which the cut at `cut` cannot be followed: RFC 9471, 3.1 wants TC then.
+    fn addresses(&mut self, step: &Step<'a>, set: &'a RrSet, cut: Option<usize>) -> bool {
+        let targets = set.rdatas().iter().filter_map(|rdata| target(set.rtype(), rdata));
+        for name in targets.take(MAX_ADDITIONAL_LOOKUPS) {
+            let Some(found) = self.step(name).filter(|found| Arc::ptr_eq(found.zone, step.zone)) else {
+                continue;
+            };
+            let needed = cut.is_some_and(|start| {
+                step.lower()
+                    .get(start..)
+                    .is_some_and(|cut| found.lower().ends_with(cut))
+            });
+            let Some(node) = found.walk.exact else { continue };
+            for rtype in [Rtype::A, Rtype::AAAA] {
+                if let Some(set) = node.set(rtype)
+                    && self.writer.put_set(Section::Additional, name, set).is_err()
+                {
+                    return !needed;
+                }
+            }
+        }
+        true
+    }
+}
+
+enum Found<'a> {
+    End(u16, Result<(), Truncated>),
+    Alias(&'a [u8]),
+}
+
+fn size(set: &RrSet) -> usize {
+    set.rdatas().iter().map(|rdata| rdata.len() + 12).sum()
+}

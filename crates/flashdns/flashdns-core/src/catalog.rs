@@ -1,0 +1,323 @@
+//! From records and running VMs to a tree of names.
+//!
+//! Three things can stand at a name: stored records, a host (a running VM) and the addresses that point
+//! back at hosts. Each edit recomputes the one name it touches. Where they disagree the running VM wins:
+//! its A and AAAA replace stored ones and silence a stored CNAME, its PTR replaces a stored PTR; the stored
+//! records come back when it goes.
+
+use std::{
+    collections::{BTreeMap, HashMap, hash_map::Entry},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use crate::{
+    name::DnsName,
+    reverse,
+    rr::{RrSet, RrSetError, Rtype},
+    tree::{Snapshot, Zone},
+};
+
+/// A zone whose SOA and NS records are made here.
+#[derive(Clone, Debug)]
+pub struct ZoneSettings {
+    /// Name of the zone.
+    pub apex: DnsName,
+    /// Primary server, the SOA's MNAME.
+    pub primary: DnsName,
+    /// Mailbox of who keeps the zone, the SOA's RNAME.
+    pub mailbox: DnsName,
+    /// The zone's name servers, at least one.
+    pub servers: Vec<DnsName>,
+    /// Time to live of SOA and NS, in seconds.
+    pub ttl_s: u32,
+    /// How long secondaries wait between checks, in seconds.
+    pub refresh_s: u32,
+    /// How long secondaries wait after a failed check, in seconds.
+    pub retry_s: u32,
+    /// How long secondaries answer without a successful check, in seconds.
+    pub expire_s: u32,
+    /// How long "does not exist" may be remembered, in seconds (RFC 2308).
+    pub negative_ttl_s: u32,
+}
+
+/// A named machine that runs now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Time to live of its records, in seconds.
+    pub ttl_s: u32,
+}
+
+#[derive(Default)]
+struct Owner {
+    zone: Option<Arc<Zone>>,
+    /// Records that come with the zone (its NS).
+    fixed: Vec<RrSet>,
+    stored: Vec<RrSet>,
+    host: Option<Host>,
+    /// Hosts whose address this name is the reverse name of, with their TTL.
+    pointers: BTreeMap<DnsName, u32>,
+}
+
+/// All zones, with what each name's records were made from.
+#[derive(Default)]
+pub struct Catalog {
+    owners: HashMap<DnsName, Owner>,
+    tree: Snapshot,
+}
+
+impl std::fmt::Debug for Catalog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Catalog")
+            .field("tree", &self.tree)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Catalog {
+    /// An empty catalog: it refuses every question.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a zone with its SOA and NS records.
+    ///
+    /// # Errors
+    /// [`RrSetError`] when a time to live is out of range or there is no server.
+    pub fn add_zone(&mut self, settings: &ZoneSettings) -> Result<(), RrSetError> {
+        let servers = settings
+            .servers
+            .iter()
+            .map(|server| server.wire().into())
+            .collect();
+        let servers = RrSet::new(Rtype::NS, settings.ttl_s, servers)?;
+        let mut soa = [settings.primary.wire(), settings.mailbox.wire(), &[0; 4]].concat();
+        for field in [
+            settings.refresh_s,
+            settings.retry_s,
+            settings.expire_s,
+            settings.negative_ttl_s,
+        ] {
+            soa.extend(field.to_be_bytes());
+        }
+        let soa = RrSet::new(Rtype::SOA, settings.ttl_s, vec![soa.into()])?;
+        self.add_zone_records(&settings.apex, &soa, vec![servers])
+    }
+
+    /// Adds a zone whose SOA is given as a record set, with other records at its apex.
+    ///
+    /// # Errors
+    /// [`RrSetError::Data`] when `soa` is not an SOA.
+    pub fn add_zone_records(
+        &mut self,
+        apex: &DnsName,
+        soa: &RrSet,
+        fixed: Vec<RrSet>,
+    ) -> Result<(), RrSetError> {
+        let rdata = match (soa.rtype(), soa.rdatas()) {
+            (Rtype::SOA, [rdata]) => rdata,
+            _ => return Err(RrSetError::Data),
+        };
+        let minimum = rdata
+            .last_chunk()
+            .map(|bytes| u32::from_be_bytes(*bytes))
+            .ok_or(RrSetError::Data)?;
+        let zone = Zone {
+            soa: rdata.clone(),
+            soa_ttl_s: soa.ttl_s(),
+            negative_ttl_s: soa.ttl_s().min(minimum).min(i32::MAX.unsigned_abs()),
+        };
+        self.edit(apex, |owner| {
+            owner.zone = Some(Arc::new(zone));
+            owner.fixed = fixed;
+        });
+        Ok(())
+    }
+
+    /// Replaces the stored records of a name; none removes them.
+    pub fn set_records(&mut self, name: &DnsName, sets: Vec<RrSet>) {
+        self.edit(name, |owner| owner.stored = sets);
+    }
+
+    /// Sets or removes the running machine that has a name, and the reverse names of its addresses.
+    pub fn set_host(&mut self, name: &DnsName, host: Option<Host>) {
+        let old = self.owners.get(name).and_then(|owner| owner.host.clone());
+        if old == host {
+            return;
+        }
+        for address in old.iter().flat_map(|host| &host.addresses) {
+            self.edit_pointer(*address, |pointers| {
+                pointers.remove(name);
+            });
+        }
+        for (address, ttl_s) in host
+            .iter()
+            .flat_map(|host| host.addresses.iter().map(|a| (a, host.ttl_s)))
+        {
+            self.edit_pointer(*address, |pointers| {
+                pointers.insert(name.clone(), ttl_s);
+            });
+        }
+        self.edit(name, |owner| owner.host = host);
+    }
+
+    fn edit_pointer(&mut self, address: IpAddr, change: impl FnOnce(&mut BTreeMap<DnsName, u32>)) {
+        if let Ok(name) = reverse::pointer_name(address) {
+            self.edit(&name, |owner| change(&mut owner.pointers));
+        }
+    }
+
+    fn edit(&mut self, name: &DnsName, change: impl FnOnce(&mut Owner)) {
+        let mut entry = match self.owners.entry(name.clone()) {
+            Entry::Occupied(entry) => entry,
+            Entry::Vacant(entry) => entry.insert_entry(Owner::default()),
+        };
+        change(entry.get_mut());
+        let sets = entry.get().records();
+        let zone = entry.get().zone.clone();
+        if entry.get().is_empty() {
+            entry.remove();
+        }
+        self.tree.put(name, sets, zone);
+    }
+
+    /// The records stored at a name by [`Catalog::set_records`].
+    #[must_use]
+    pub fn stored(&self, name: &DnsName) -> &[RrSet] {
+        self.owners.get(name).map_or(&[], |owner| &owner.stored)
+    }
+
+    /// What a name answers with, but for the SOA.
+    #[must_use]
+    pub fn served(&self, name: &DnsName) -> &[RrSet] {
+        self.tree.node(name.wire()).map_or(&[], |node| &node.sets)
+    }
+
+    /// Every name that has records, in no order, with what it answers with.
+    pub fn names(&self) -> impl Iterator<Item = (&DnsName, &[RrSet])> {
+        self.owners.keys().map(|name| (name, self.served(name)))
+    }
+
+    /// The state now, under a serial number. Cheap: it shares the tree.
+    #[must_use]
+    pub fn snapshot(&self, serial: u32) -> Snapshot {
+        let mut snapshot = self.tree.clone();
+        snapshot.serial = serial;
+        snapshot
+    }
+}
+
+impl Owner {
+    fn is_empty(&self) -> bool {
+        self.zone.is_none()
+            && self.fixed.is_empty()
+            && self.stored.is_empty()
+            && self.host.is_none()
+            && self.pointers.is_empty()
+    }
+
+    /// What the name answers with, by the precedence in the module's header.
+    fn records(&self) -> Vec<RrSet> {
+        let mut sets = self.made();
+        // Nothing stands beside a CNAME (RFC 1034, 3.6.2), and the SOA belongs to the zone.
+        let crowded = !sets.is_empty() || self.zone.is_some();
+        for stored in &self.stored {
+            let rtype = stored.rtype();
+            let taken = sets.iter().any(|set| set.rtype() == rtype);
+            if !taken && rtype != Rtype::SOA && !(crowded && rtype == Rtype::CNAME) {
+                sets.push(stored.clone());
+            }
+        }
+        if let Some(alias) = sets.iter().position(|set| set.rtype() == Rtype::CNAME) {
+            return vec![sets.swap_remove(alias)];
+        }
+        sets
+    }
+
+    /// Records made from the zone's settings, the host and the pointers.
+    fn made(&self) -> Vec<RrSet> {
+        let mut sets = self.fixed.clone();
+        if let Some(host) = &self.host {
+            let (mut v4, mut v6) = (Vec::new(), Vec::new());
+            for address in &host.addresses {
+                match address {
+                    IpAddr::V4(address) => v4.push(Box::from(address.octets())),
+                    IpAddr::V6(address) => v6.push(Box::from(address.octets())),
+                }
+            }
+            // An empty list, a list too long or a TTL out of range gives no record set at all.
+            sets.extend(RrSet::new(Rtype::A, host.ttl_s, v4));
+            sets.extend(RrSet::new(Rtype::AAAA, host.ttl_s, v6));
+        }
+        if let Some(ttl_s) = self.pointers.values().min() {
+            let targets = self.pointers.keys().map(|name| name.wire().into()).collect();
+            sets.extend(RrSet::new(Rtype::PTR, *ttl_s, targets));
+        }
+        sets
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> DnsName {
+        text.parse().unwrap()
+    }
+
+    fn host(addresses: &[&str]) -> Option<Host> {
+        Some(Host {
+            addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+            ttl_s: 30,
+        })
+    }
+
+    fn types(catalog: &Catalog, text: &str) -> Vec<u16> {
+        catalog
+            .served(&name(text))
+            .iter()
+            .map(|set| set.rtype().0)
+            .collect()
+    }
+
+    #[test]
+    fn hosts_bring_and_take_their_reverse_names() {
+        let mut catalog = Catalog::new();
+        catalog.set_host(&name("web.p.d"), host(&["10.0.0.1", "fd00::1"]));
+        assert_eq!(types(&catalog, "web.p.d"), [1, 28]);
+        assert_eq!(types(&catalog, "1.0.0.10.in-addr.arpa"), [12]);
+        catalog.set_host(&name("web.p.d"), host(&["10.0.0.2"]));
+        assert_eq!(types(&catalog, "web.p.d"), [1]);
+        assert!(types(&catalog, "1.0.0.10.in-addr.arpa").is_empty());
+        assert_eq!(types(&catalog, "2.0.0.10.in-addr.arpa"), [12]);
+        catalog.set_host(&name("web.p.d"), None);
+        assert_eq!(catalog.snapshot(1).names(), 0);
+        assert!(catalog.owners.is_empty());
+    }
+
+    #[test]
+    fn two_hosts_may_share_an_address() {
+        let mut catalog = Catalog::new();
+        catalog.set_host(&name("a.d"), host(&["10.0.0.1"]));
+        catalog.set_host(&name("b.d"), host(&["10.0.0.1"]));
+        let pointers = || name("1.0.0.10.in-addr.arpa");
+        assert_eq!(catalog.served(&pointers())[0].rdatas().len(), 2);
+        catalog.set_host(&name("a.d"), None);
+        assert_eq!(catalog.served(&pointers())[0].rdatas().len(), 1);
+    }
+
+    #[test]
+    fn a_running_host_wins_over_stored_records() {
+        let mut catalog = Catalog::new();
+        let alias = RrSet::new(Rtype::CNAME, 60, vec![name("x.d").wire().into()]).unwrap();
+        catalog.set_records(&name("web.d"), vec![alias]);
+        assert_eq!(types(&catalog, "web.d"), [5]);
+        catalog.set_host(&name("web.d"), host(&["10.0.0.1"]));
+        assert_eq!(types(&catalog, "web.d"), [1]);
+        catalog.set_host(&name("web.d"), None);
+        assert_eq!(types(&catalog, "web.d"), [5]);
+    }
+}
