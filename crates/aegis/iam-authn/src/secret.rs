@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 /// Random bytes in a secret: as strong as the hash.
-pub const SECRET_BYTES: usize = 32;
+const SECRET_BYTES: usize = 32;
 /// Longest handle before the secret.
 const MAX_HANDLE: usize = 64;
 
