@@ -1,1 +1,39 @@
-//! skeleton
+//! Chainfire's state machine: etcd v3's keys, revisions, transactions, leases and watch matching, as pure functions.
+//!
+//! What it deliberately does not know: tokio, gRPC, Raft, files, the clock (time is an input), randomness (ids are
+//! inputs), who is asking. Values of past revisions lie behind [`storage::RevisionStore`].
+//!
+//! Entry points: [`Store::apply`] takes a committed [`Command`] and returns a [`Reply`] and the [`Event`]s it caused;
+//! [`Store::range`] reads; [`check`] validates a request before it is proposed; [`watch::EventRing`] and
+//! [`watch::Interest`] serve watchers; [`timers::LeaseTimers`] says which leases have run out.
+//!
+//! Invariants:
+//! 1. the same commands in the same order give the same state, replies and events on every member;
+//! 2. the revision starts at 1 and grows by exactly one with each command that changes a key, and by none otherwise
+//!    (a batch of expired leases counts as one command for each lease that had keys);
+//! 3. a command either has all of its effect or none: whatever can fail is checked before the first change;
+//! 4. no error is an accident: each is a row of [`error::TABLE`], with etcd's code and text.
+
+pub mod check;
+pub mod error;
+mod index;
+mod lease;
+mod range;
+mod request;
+pub mod storage;
+mod store;
+pub mod timers;
+mod txn;
+mod types;
+pub mod watch;
+
+pub use error::OpError;
+pub use index::{KeyIndex, Version};
+pub use lease::{Lease, Leases, MAX_LEASE_TTL_S, MIN_LEASE_TTL_S};
+pub use range::KeyRange;
+pub use request::{
+    Command, Compare, CompareOp, CompareTarget, DeleteOutcome, DeleteRange, Op, OpReply, Put, PutOutcome,
+    Range, RangeOutcome, Reply, SortOrder, SortTarget, Txn, TxnOutcome,
+};
+pub use store::{Applied, Failure, RangePlan, Store};
+pub use types::{Event, EventKind, KeyValue, Point};
