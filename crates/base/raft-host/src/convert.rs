@@ -78,12 +78,14 @@ pub(crate) fn from_wire(
             }
             previous = (e.index, e.term);
         }
-        let mut entry = eraftpb::Entry::default();
-        entry.entry_type = entry_kind(e.kind).ok_or("an unknown kind of entry")?;
-        entry.term = e.term;
-        entry.index = e.index;
-        entry.data = e.data;
-        entry.context = e.context;
+        let entry = eraftpb::Entry {
+            entry_type: entry_kind(e.kind).ok_or("an unknown kind of entry")?,
+            term: e.term,
+            index: e.index,
+            data: e.data,
+            context: e.context,
+            ..eraftpb::Entry::default()
+        };
         entries.push(entry);
     }
     let reads = matches!(

@@ -26,7 +26,7 @@ pub enum Input {
     /// [`HostConfig::tick`] has passed.
     Tick,
     /// A message arrived; its sender is authentic.
-    Peer(PeerMessage),
+    Peer(Box<PeerMessage>),
     /// Replicate a command.
     Propose {
         /// The group.
@@ -232,7 +232,7 @@ impl<F: FileSystem> Host<F> {
                         "a message for somebody else is dropped"
                     );
                 } else if let Some(group) = self.groups.get_mut(&message.group) {
-                    group.peer(message, self.now, out)?;
+                    group.peer(*message, self.now, out)?;
                 }
             }
             Input::Propose { group, id, data } => match self.groups.get_mut(&group) {

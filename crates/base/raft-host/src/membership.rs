@@ -67,18 +67,18 @@ impl Membership {
 
     /// The Raft library's form.
     pub(crate) fn conf_state(&self) -> ConfState {
-        let mut state = ConfState::default();
-        state.voters = self.voters().collect();
-        state.learners = self.members.iter().filter(|m| m.learner).map(|m| m.id).collect();
         // A voter of the outgoing half only is on its way to learner (`learners_next`) or out of the group; until
         // the joint change ends it is in neither list of the incoming half.
-        state
-            .learners
-            .retain(|id| !self.learners_next.contains(id) && !self.outgoing.contains(id));
-        state.voters_outgoing = self.outgoing.clone();
-        state.learners_next = self.learners_next.clone();
-        state.auto_leave = self.auto_leave;
-        state
+        let leaving = |id: &NodeId| self.learners_next.contains(id) || self.outgoing.contains(id);
+        let learners = self.members.iter().filter(|m| m.learner).map(|m| m.id);
+        ConfState {
+            voters: self.voters().collect(),
+            learners: learners.filter(|id| !leaving(id)).collect(),
+            voters_outgoing: self.outgoing.clone(),
+            learners_next: self.learners_next.clone(),
+            auto_leave: self.auto_leave,
+            ..ConfState::default()
+        }
     }
 
     /// The membership that Raft says holds now; addresses from `self`, then from `added`.

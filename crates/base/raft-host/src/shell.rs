@@ -177,7 +177,8 @@ impl HostHandle {
     /// Hands a peer's message to the host. Returns false when it was dropped (queue full or host stopped), which
     /// Raft treats like a message lost on the way.
     pub fn step(&self, message: PeerMessage) -> bool {
-        self.send(Request::Do(Input::Peer(message), None)).is_ok()
+        self.send(Request::Do(Input::Peer(Box::new(message)), None))
+            .is_ok()
     }
 
     /// Tells that messages to `node` do not arrive, so that the leader stops pipelining to it.
