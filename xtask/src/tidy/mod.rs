@@ -55,7 +55,7 @@ fn check_sources(package: &layers::Package, root: &Path, findings: &mut Vec<Find
     for path in rust_files(folder)? {
         let text = fs::read_to_string(&path)?;
         let shown = path.strip_prefix(root).unwrap_or(&path).display().to_string();
-        findings.extend(sources::unowned_todo(&shown, &text));
+        findings.extend(sources::unowned(&shown, &text));
         let in_src = path.starts_with(folder.join("src"));
         if layers::is_pure_core(&package.name) && in_src && !sources::is_test_file(&path) {
             findings.extend(sources::impure(&shown, &text));

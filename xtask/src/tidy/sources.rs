@@ -30,7 +30,7 @@ const IMPURE: &[&str] = &[
 ];
 
 /// Spelled apart so that this file does not find itself.
-const TODO: &str = concat!("TO", "DO");
+const UNDONE: &str = concat!("TO", "DO");
 
 pub(crate) fn impure(shown: &str, text: &str) -> Vec<Finding> {
     let mut findings = vec![];
@@ -107,10 +107,10 @@ pub(crate) fn header(name: &str, lib: &str) -> Vec<Finding> {
 }
 
 /// A to-do belongs to an issue: the word is followed by `(#NUMBER)`.
-pub(crate) fn unowned_todo(shown: &str, text: &str) -> Vec<Finding> {
+pub(crate) fn unowned(shown: &str, text: &str) -> Vec<Finding> {
     let mut findings = vec![];
     for (index, line) in text.lines().enumerate() {
-        let Some((_, rest)) = line.split_once(TODO) else {
+        let Some((_, rest)) = line.split_once(UNDONE) else {
             continue;
         };
         let owned = rest
@@ -118,7 +118,7 @@ pub(crate) fn unowned_todo(shown: &str, text: &str) -> Vec<Finding> {
             .is_some_and(|r| r.starts_with(|c: char| c.is_ascii_digit()));
         if !owned {
             findings.push(format!(
-                "{shown}:{}: {TODO} without an issue number, as {TODO}(#12)",
+                "{shown}:{}: {UNDONE} without an issue number, as {UNDONE}(#12)",
                 index + 1
             ));
         }

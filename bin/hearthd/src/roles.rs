@@ -1,0 +1,81 @@
+//! One function per role: the role's crate with its configuration type.
+
+use std::future::Future;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use hearth_service::config::{self, ServiceConfig};
+use hearth_service::tasks::{Kind, Tasks};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::RoleArgs;
+
+pub(crate) fn flashdns(args: &RoleArgs) -> Result<()> {
+    serve(
+        args,
+        |c: &flashdns_server::Config| &c.service,
+        flashdns_server::run,
+    )
+}
+
+/// Reads the configuration, then runs the role until a signal or the failure of a critical task.
+fn serve<C, R, F, E>(args: &RoleArgs, service: fn(&C) -> &ServiceConfig, run: R) -> Result<()>
+where
+    C: DeserializeOwned + Serialize + Send + 'static,
+    R: FnOnce(C, Tasks) -> F + Send + 'static,
+    F: Future<Output = Result<(), E>> + Send + 'static,
+    E: std::error::Error + Send + Sync + 'static,
+{
+    let config: C = config::load(&args.config)?;
+    if args.check_config {
+        println!("{} is valid", args.config.display());
+        return Ok(());
+    }
+    if args.dump_config {
+        print!(
+            "{}",
+            toml::to_string(&config).context("cannot print the configuration")?
+        );
+        return Ok(());
+    }
+    if args.own_session {
+        nix::unistd::setsid().context("cannot open a session of its own")?;
+    }
+    let frame = service(&config).clone();
+    hearth_service::telemetry::init(&frame);
+    std::fs::create_dir_all(&frame.data_dir)
+        .with_context(|| format!("cannot make the data folder {}", frame.data_dir.display()))?;
+    tracing::info!(
+        service = frame.name,
+        version = hearth_service::VERSION,
+        "starting"
+    );
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let outcome = runtime.block_on(async {
+        let tasks = Tasks::new();
+        let group = tasks.clone();
+        tasks.spawn("role", Kind::Critical, async move {
+            run(config, group.clone()).await?;
+            // A role may return once its tasks run; they end with the group.
+            group.stopping().await;
+            Ok(())
+        });
+        tasks
+            .run_until_signal(Duration::from_secs(frame.shutdown_grace_s))
+            .await
+    });
+    // Blocking work that is left (a file being read) does not hold the process.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    match &outcome {
+        Ok(()) => tracing::info!(service = frame.name, "ended"),
+        Err(failure) => {
+            tracing::error!(
+                service = frame.name,
+                error = hearth_service::tasks::chain(failure),
+                "failed"
+            );
+        }
+    }
+    Ok(outcome?)
+}
