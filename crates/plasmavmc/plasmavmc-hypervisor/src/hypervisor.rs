@@ -81,7 +81,7 @@ pub struct Inventory {
 }
 
 /// One machine; whoever holds it is its only owner.
-pub trait Machine: Send + fmt::Debug {
+pub trait Machine: Send + Sync + fmt::Debug {
     /// What it is.
     fn info(&self) -> &MachineInfo;
     /// Asks how it is.
