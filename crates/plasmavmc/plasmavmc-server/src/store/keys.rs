@@ -1,0 +1,75 @@
+//! Where things are kept in Chainfire. Private to this service, but for the published names.
+
+use std::net::Ipv4Addr;
+
+use hearth_types::{ImageId, Name, ProjectId, VmId};
+
+pub(crate) const VMS: &str = "/plasmavmc/v1/vms/";
+pub(crate) const OBSERVED: &str = "/plasmavmc/v1/observed/";
+pub(crate) const ASSIGN: &str = "/plasmavmc/v1/assign/";
+pub(crate) const NODES: &str = "/plasmavmc/v1/nodes/";
+pub(crate) const SESSIONS: &str = "/plasmavmc/v1/sessions/";
+pub(crate) const ADDRESSES: &str = "/plasmavmc/v1/addresses/";
+pub(crate) const VM_NAMES: &str = "/plasmavmc/v1/vmnames/";
+pub(crate) const IDEMPOTENCY: &str = "/plasmavmc/v1/idempotency/";
+pub(crate) const IMAGES: &str = "/plasmavmc/v1/images/";
+pub(crate) const IMAGE_NAMES: &str = "/plasmavmc/v1/imagenames/";
+/// Held by the replica that runs the background reconciler.
+pub(crate) const LEADER: &str = "/plasmavmc/v1/leader";
+
+pub(crate) fn vm(project: ProjectId, vm: VmId) -> String {
+    format!("{VMS}{project}/{vm}")
+}
+
+pub(crate) fn vms_of(project: ProjectId) -> String {
+    format!("{VMS}{project}/")
+}
+
+pub(crate) fn observed(vm: VmId) -> String {
+    format!("{OBSERVED}{vm}")
+}
+
+pub(crate) fn assign(node: &Name, vm: VmId) -> String {
+    format!("{ASSIGN}{node}/{vm}")
+}
+
+pub(crate) fn assigned_to(node: &Name) -> String {
+    format!("{ASSIGN}{node}/")
+}
+
+pub(crate) fn node_info(node: &Name) -> String {
+    format!("{NODES}{node}/info")
+}
+
+pub(crate) fn node_alloc(node: &Name) -> String {
+    format!("{NODES}{node}/alloc")
+}
+
+pub(crate) fn session(node: &Name) -> String {
+    format!("{SESSIONS}{node}")
+}
+
+pub(crate) fn address(address: Ipv4Addr) -> String {
+    format!("{ADDRESSES}{address}")
+}
+
+pub(crate) fn vm_name(project: ProjectId, name: &Name) -> String {
+    format!("{VM_NAMES}{project}/{name}")
+}
+
+pub(crate) fn idempotency(project: ProjectId, key: &str) -> String {
+    format!("{IDEMPOTENCY}{project}/{key}")
+}
+
+pub(crate) fn image(image: ImageId) -> String {
+    format!("{IMAGES}{image}")
+}
+
+pub(crate) fn image_name(name: &Name) -> String {
+    format!("{IMAGE_NAMES}{name}")
+}
+
+/// The last part of a key, if it reads as a `T`.
+pub(crate) fn last<T: std::str::FromStr>(key: &[u8]) -> Option<T> {
+    std::str::from_utf8(key).ok()?.rsplit('/').next()?.parse().ok()
+}

@@ -1,0 +1,110 @@
+//! Nodes in the store.
+
+use chainfire_client::{Op, Txn};
+use hearth_types::Name;
+use plasmavmc_core::NodeView;
+
+use super::records::{AllocRecord, NodeRecord, VERSION};
+use super::{Store, StoreError, Stored, decode, encode, keys, pairs, unchanged};
+
+/// A node at one revision.
+#[derive(Clone, Debug)]
+pub(crate) struct NodeSnapshot {
+    pub(crate) name: Name,
+    pub(crate) alive: bool,
+    pub(crate) info: Stored<NodeRecord>,
+    pub(crate) alloc: Stored<AllocRecord>,
+}
+
+impl NodeSnapshot {
+    /// As the scheduler sees it.
+    pub(crate) fn view(&self) -> NodeView {
+        NodeView {
+            name: self.name.to_string(),
+            alive: self.alive,
+            schedulable: self.info.value.schedulable,
+            capacity: self.info.value.capacity,
+            claimed: self.alloc.value.alloc.total(),
+            labels: self.info.value.labels.clone(),
+            network_mode: self.info.value.network_mode,
+        }
+    }
+}
+
+impl Store {
+    /// All nodes at one revision, by name.
+    pub(crate) async fn nodes(&self) -> Result<Vec<NodeSnapshot>, StoreError> {
+        let reads = [Op::list(keys::NODES), Op::list(keys::SESSIONS)];
+        let outcome = self.txn("reading nodes", Txn::new().then(reads)).await?;
+        let alive: std::collections::BTreeSet<Name> = pairs(&outcome, 1)
+            .iter()
+            .filter_map(|kv| keys::last(&kv.key))
+            .collect();
+        let below = pairs(&outcome, 0);
+        let mut nodes = Vec::new();
+        for kv in below {
+            let Some(name) = name_of(&kv.key, "/info") else {
+                continue;
+            };
+            let alloc_key = keys::node_alloc(&name);
+            let alloc = below
+                .iter()
+                .find(|kv| kv.key == alloc_key.as_bytes())
+                .map(decode)
+                .transpose()?;
+            nodes.push(NodeSnapshot {
+                alive: alive.contains(&name),
+                info: decode(kv)?,
+                alloc: alloc.unwrap_or(Stored {
+                    value: no_claims(),
+                    revision: 0,
+                }),
+                name,
+            });
+        }
+        Ok(nodes)
+    }
+
+    /// Keeps what an agent says about its node, if that is news. What people have set (schedulable) stays.
+    pub(crate) async fn register_node(&self, name: &Name, says: &NodeRecord) -> Result<(), StoreError> {
+        let key = keys::node_info(name);
+        for _ in 0..super::MAX_CONTENTION {
+            let known = self.get::<NodeRecord>(&key).await?;
+            let schedulable = known.as_ref().is_none_or(|known| known.value.schedulable);
+            let wanted = NodeRecord {
+                schedulable,
+                ..says.clone()
+            };
+            if known.as_ref().is_some_and(|known| known.value == wanted) {
+                return Ok(());
+            }
+            let revision = known.map_or(0, |known| known.revision);
+            let txn = Txn::new()
+                .when([unchanged(&key, revision)])
+                .then([encode(&key, &wanted)?]);
+            if self.txn("registering a node", txn).await?.succeeded {
+                return Ok(());
+            }
+        }
+        Err(StoreError::Contended {
+            doing: "registering a node",
+        })
+    }
+}
+
+pub(crate) fn no_claims() -> AllocRecord {
+    AllocRecord {
+        version: VERSION,
+        ..AllocRecord::default()
+    }
+}
+
+/// `NAME` of `/plasmavmc/v1/nodes/NAME` + `suffix`.
+pub(crate) fn name_of(key: &[u8], suffix: &str) -> Option<Name> {
+    std::str::from_utf8(key)
+        .ok()?
+        .strip_prefix(keys::NODES)?
+        .strip_suffix(suffix)?
+        .parse()
+        .ok()
+}

@@ -1,0 +1,182 @@
+//! What stands in the store, as JSON. Each record carries its version; a reader refuses a newer one than it knows.
+
+use std::net::Ipv4Addr;
+
+use hearth_types::{ImageId, Labels, Name, ProjectId, VmId};
+use plasmavmc_client::types::ImageFormat;
+use plasmavmc_core::{Desired, Hypervisor, NetworkMode, Phase, Resources};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// The version that this build writes.
+pub(crate) const VERSION: u32 = 1;
+
+/// A record that knows its version.
+pub(crate) trait Record: Serialize + DeserializeOwned {
+    fn version(&self) -> u32;
+}
+
+/// The image a VM was made from, as it was then.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ImageUse {
+    pub(crate) id: ImageId,
+    pub(crate) name: Name,
+    pub(crate) sha256: String,
+    pub(crate) size_bytes: u64,
+    pub(crate) format: ImageFormat,
+}
+
+/// Where a VM is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Placed {
+    pub(crate) node: Name,
+    pub(crate) epoch: u64,
+    pub(crate) network_mode: NetworkMode,
+    pub(crate) address: Ipv4Addr,
+}
+
+/// What is wanted of a VM. Written by the API only.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct VmRecord {
+    pub(crate) version: u32,
+    pub(crate) id: VmId,
+    pub(crate) project_id: ProjectId,
+    pub(crate) project: Name,
+    pub(crate) name: Name,
+    pub(crate) image: ImageUse,
+    pub(crate) resources: Resources,
+    pub(crate) labels: Labels,
+    pub(crate) ssh_keys: Vec<String>,
+    pub(crate) user_data: String,
+    pub(crate) hypervisor: Hypervisor,
+    pub(crate) desired: Desired,
+    /// Whether a stop cuts the power.
+    pub(crate) forced: bool,
+    /// After this many seconds a graceful stop is forced.
+    pub(crate) stop_timeout_s: u32,
+    pub(crate) generation: u64,
+    pub(crate) placed: Placed,
+    pub(crate) created_at_ms: i64,
+    /// The idempotency key it was created with, freed together with it.
+    pub(crate) idempotency_key: Option<String>,
+}
+
+impl Record for VmRecord {
+    fn version(&self) -> u32 {
+        self.version
+    }
+}
+
+/// The last report accepted about a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ObservedRecord {
+    pub(crate) version: u32,
+    pub(crate) epoch: u64,
+    pub(crate) generation: u64,
+    pub(crate) phase: Phase,
+    pub(crate) reason: String,
+    /// The agent's incarnation.
+    pub(crate) reporter: String,
+    pub(crate) seq: u64,
+    pub(crate) pid: u32,
+    pub(crate) started_at_ms: i64,
+    pub(crate) accelerator: String,
+    /// When it was accepted, by this server's clock: for people and for noticing what is stuck.
+    pub(crate) accepted_at_ms: i64,
+}
+
+impl Record for ObservedRecord {
+    fn version(&self) -> u32 {
+        self.version
+    }
+}
+
+/// A VM's assignment to a node: enough for the node's session to find the rest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct AssignRecord {
+    pub(crate) version: u32,
+    pub(crate) project_id: ProjectId,
+    pub(crate) epoch: u64,
+    pub(crate) generation: u64,
+    /// Raised to have an unchanged assignment sent once more.
+    #[serde(default)]
+    pub(crate) nudges: u64,
+}
+
+impl Record for AssignRecord {
+    fn version(&self) -> u32 {
+        self.version
+    }
+}
+
+/// The holder of an address, a name or an idempotency key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ClaimRecord {
+    pub(crate) version: u32,
+    pub(crate) project_id: ProjectId,
+    pub(crate) vm: VmId,
+    /// Of an idempotency key: the SHA-256 of the request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) request_sha256: Option<String>,
+}
+
+impl Record for ClaimRecord {
+    fn version(&self) -> u32 {
+        self.version
+    }
+}
+
+/// What a node is. Written from what its agent says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NodeRecord {
+    pub(crate) version: u32,
+    pub(crate) capacity: Resources,
+    pub(crate) network_mode: NetworkMode,
+    pub(crate) accelerator: String,
+    pub(crate) accelerator_reason: String,
+    pub(crate) labels: Labels,
+    pub(crate) agent_version: String,
+    pub(crate) boot_id: String,
+    pub(crate) schedulable: bool,
+}
+
+impl Record for NodeRecord {
+    fn version(&self) -> u32 {
+        self.version
+    }
+}
+
+/// The claims on a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct AllocRecord {
+    pub(crate) version: u32,
+    pub(crate) alloc: plasmavmc_core::Alloc,
+}
+
+impl Record for AllocRecord {
+    fn version(&self) -> u32 {
+        self.version
+    }
+}
+
+/// An image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ImageRecord {
+    pub(crate) version: u32,
+    pub(crate) id: ImageId,
+    pub(crate) name: Name,
+    pub(crate) format: ImageFormat,
+    pub(crate) sha256: String,
+    pub(crate) size_bytes: u64,
+    pub(crate) virtual_size_bytes: u64,
+    pub(crate) created_at_ms: i64,
+    /// Deletion has begun: no VM may be made from it any more.
+    #[serde(default)]
+    pub(crate) deleting: bool,
+}
+
+impl Record for ImageRecord {
+    fn version(&self) -> u32 {
+        self.version
+    }
+}

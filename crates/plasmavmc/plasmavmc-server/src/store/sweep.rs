@@ -1,0 +1,208 @@
+//! What the background reconciler reads and repairs.
+//!
+//! Leftovers are found by reading them first and the VMs afterwards: a VM's records are created in one transaction
+//! and its id is never used again, so what has no VM in the later reading will never have one. Each deletion is
+//! guarded by the revision that was read and by the leadership of whoever sweeps.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use chainfire_client::{Compare, KeyValue, Op, Txn};
+use hearth_types::VmId;
+use plasmavmc_core::{Phase, Step, next_step};
+
+use super::records::{AllocRecord, AssignRecord, ClaimRecord, ObservedRecord, VmRecord};
+use super::vm::alloc_op;
+use super::{Store, StoreError, Stored, decode, encode, keys, node, power, unchanged, while_doing};
+
+/// Everything at about one time: leftovers can be told from it.
+#[derive(Debug)]
+pub(crate) struct Picture {
+    /// Keys that belong to a VM, with the VM they name.
+    belongings: Vec<(KeyValue, VmId)>,
+    allocs: Vec<(String, Stored<AllocRecord>)>,
+    assigned: BTreeMap<String, Stored<AssignRecord>>,
+    observed: BTreeMap<VmId, Stored<ObservedRecord>>,
+    pub(crate) vms: Vec<Stored<VmRecord>>,
+    alive: BTreeSet<String>,
+}
+
+/// What a sweep did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Swept {
+    /// VMs freed.
+    pub(crate) released: u64,
+    /// Records deleted that belonged to nothing.
+    pub(crate) leftovers: u64,
+    /// Assignments written again or sent once more.
+    pub(crate) assigned: u64,
+}
+
+impl Store {
+    /// Reads the picture: belongings first, VMs last.
+    pub(crate) async fn picture(&self) -> Result<Picture, StoreError> {
+        let list = async |prefix: &str| {
+            self.client()
+                .list(prefix)
+                .await
+                .map(|listing| listing.kvs)
+                .map_err(while_doing("reading for a sweep"))
+        };
+        let mut belongings = Vec::new();
+        for prefix in [keys::VM_NAMES, keys::ADDRESSES, keys::IDEMPOTENCY] {
+            for kv in list(prefix).await? {
+                let vm = decode::<ClaimRecord>(&kv)?.value.vm;
+                belongings.push((kv, vm));
+            }
+        }
+        for kv in list(plasmavmc_client::names::PREFIX).await? {
+            // What is not ours to read is not ours to delete.
+            if let Ok(name) = plasmavmc_client::names::parse(&kv.key, &kv.value) {
+                belongings.push((kv, name.vm));
+            }
+        }
+        let mut assigned = BTreeMap::new();
+        for kv in list(keys::ASSIGN).await? {
+            let Some(vm) = keys::last(&kv.key) else { continue };
+            assigned.insert(kv.key_text().into_owned(), decode(&kv)?);
+            belongings.push((kv, vm));
+        }
+        let mut observed = BTreeMap::new();
+        for kv in list(keys::OBSERVED).await? {
+            let Some(vm) = keys::last(&kv.key) else { continue };
+            observed.insert(vm, decode(&kv)?);
+            belongings.push((kv, vm));
+        }
+        let mut allocs = Vec::new();
+        for kv in list(keys::NODES).await? {
+            if node::name_of(&kv.key, "/alloc").is_some() {
+                allocs.push((kv.key_text().into_owned(), decode(&kv)?));
+            }
+        }
+        let sessions = list(keys::SESSIONS).await?;
+        let alive = sessions.iter().map(|kv| kv.key_text().into_owned()).collect();
+        let vms = list(keys::VMS)
+            .await?
+            .iter()
+            .map(decode)
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(Picture {
+            belongings,
+            allocs,
+            assigned,
+            observed,
+            vms,
+            alive,
+        })
+    }
+
+    /// Makes everything agree. Idempotent; can be cut anywhere.
+    pub(crate) async fn sweep(
+        &self,
+        leader: &Compare,
+        now_ms: i64,
+        stuck_ms: i64,
+    ) -> Result<Swept, StoreError> {
+        let picture = self.picture().await?;
+        let mut swept = Swept::default();
+        for vm in &picture.vms {
+            match next_step(vm.value.desired, picture.phase_of(&vm.value)) {
+                Step::Release => {
+                    swept.released += u64::from(self.release_vm(vm, Some(leader.clone())).await?)
+                }
+                Step::NodeActs => {
+                    let done = self.assign_again(&picture, vm, leader, now_ms, stuck_ms).await?;
+                    swept.assigned += u64::from(done);
+                }
+                Step::Settled | Step::Lost => {}
+            }
+        }
+        let known: BTreeMap<VmId, &VmRecord> =
+            picture.vms.iter().map(|vm| (vm.value.id, &vm.value)).collect();
+        for (kv, vm) in &picture.belongings {
+            let misplaced = known.get(vm).is_some_and(|record| {
+                kv.key.starts_with(keys::ASSIGN.as_bytes())
+                    && kv.key != keys::assign(&record.placed.node, *vm).as_bytes()
+            });
+            if !known.contains_key(vm) || misplaced {
+                let guards = [unchanged(&kv.key_text(), kv.mod_revision), leader.clone()];
+                let txn = Txn::new().when(guards).then([Op::delete(&kv.key)]);
+                swept.leftovers += u64::from(self.txn("deleting a leftover", txn).await?.succeeded);
+            }
+        }
+        for (key, alloc) in &picture.allocs {
+            swept.leftovers += self.trim_alloc(key, alloc, &known, leader).await?;
+        }
+        Ok(swept)
+    }
+
+    /// Writes an assignment that is missing or has waited too long for its node, so that its session sends it again.
+    async fn assign_again(
+        &self,
+        picture: &Picture,
+        vm: &Stored<VmRecord>,
+        leader: &Compare,
+        now_ms: i64,
+        stuck_ms: i64,
+    ) -> Result<bool, StoreError> {
+        let record = &vm.value;
+        let key = keys::assign(&record.placed.node, record.id);
+        let existing = picture.assigned.get(&key);
+        let since = picture
+            .observed
+            .get(&record.id)
+            .map_or(record.created_at_ms, |seen| seen.value.accepted_at_ms);
+        let alive = picture.alive.contains(&keys::session(&record.placed.node));
+        if existing.is_some() && !(alive && now_ms - since >= stuck_ms) {
+            return Ok(false);
+        }
+        let nudges = existing.map_or(0, |assign| assign.value.nudges + 1);
+        let guards = [
+            unchanged(&keys::vm(record.project_id, record.id), vm.revision),
+            unchanged(&key, existing.map_or(0, |assign| assign.revision)),
+            leader.clone(),
+        ];
+        let txn = Txn::new()
+            .when(guards)
+            .then([encode(&key, &power::assignment_of(record, nudges))?]);
+        Ok(self.txn("assigning a VM again", txn).await?.succeeded)
+    }
+
+    /// Takes claims of VMs that do not exist off a node; how many.
+    async fn trim_alloc(
+        &self,
+        key: &str,
+        alloc: &Stored<AllocRecord>,
+        known: &BTreeMap<VmId, &VmRecord>,
+        leader: &Compare,
+    ) -> Result<u64, StoreError> {
+        let mut trimmed = alloc.value.clone();
+        let dead: Vec<VmId> = trimmed
+            .alloc
+            .vms()
+            .filter(|vm| {
+                known
+                    .get(vm)
+                    .is_none_or(|record| keys::node_alloc(&record.placed.node) != key)
+            })
+            .collect();
+        if dead.is_empty() {
+            return Ok(0);
+        }
+        for vm in &dead {
+            trimmed.alloc.release(*vm);
+        }
+        let guards = [unchanged(key, alloc.revision), leader.clone()];
+        let txn = Txn::new().when(guards).then([alloc_op(key, &trimmed)?]);
+        let done = self.txn("trimming claims", txn).await?.succeeded;
+        Ok(if done { dead.len() as u64 } else { 0 })
+    }
+}
+
+impl Picture {
+    fn phase_of(&self, vm: &VmRecord) -> Phase {
+        self.observed
+            .get(&vm.id)
+            .filter(|seen| seen.value.epoch == vm.placed.epoch)
+            .map_or(Phase::Scheduled, |seen| seen.value.phase)
+    }
+}

@@ -1,0 +1,280 @@
+//! A cluster for one test: an etcd, certificates, a world of rights, servers. Everything goes when it is dropped.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use chainfire_client::{Client, ClientConfig};
+use hearth_service::config::TlsConfig;
+use hearth_service::pki::{Authority, LEAF_LIFETIME, LeafRequest};
+use hearth_service::server::Listener;
+use hearth_service::tasks::{Kind, Tasks};
+use hearth_service::tls::Identity;
+use hearth_types::Name;
+use iam_client::testing::{DOMAIN, TestWorld};
+use iam_client::{Node, Role};
+use plasmavmc_client::{PlasmaClient, StaticToken, tls_from_ca};
+use plasmavmc_server::{Parts, PlasmaConfig, serve};
+
+/// Longest wait for anything in a test.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+const PREFIX: &str = "/plasmavmc/";
+
+/// Debian's etcd on free loopback ports, without fsync.
+struct Etcd {
+    process: Child,
+    endpoint: String,
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+}
+
+impl Etcd {
+    fn start(folder: &std::path::Path) -> Self {
+        let (client, peer) = (free_port(), free_port());
+        let (client_url, peer_url) = (
+            format!("http://127.0.0.1:{client}"),
+            format!("http://127.0.0.1:{peer}"),
+        );
+        let process = Command::new("etcd")
+            .arg("--data-dir")
+            .arg(folder.join("etcd"))
+            .args([
+                "--listen-client-urls",
+                &client_url,
+                "--advertise-client-urls",
+                &client_url,
+            ])
+            .args([
+                "--listen-peer-urls",
+                &peer_url,
+                "--initial-advertise-peer-urls",
+                &peer_url,
+            ])
+            .args([
+                "--initial-cluster",
+                &format!("default={peer_url}"),
+                "--unsafe-no-fsync",
+            ])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("these tests need Debian's etcd: apt-get install etcd-server");
+        Self {
+            process,
+            endpoint: format!("127.0.0.1:{client}"),
+        }
+    }
+}
+
+/// Everything that servers and agents of one test share.
+pub(crate) struct Cluster {
+    etcd: Etcd,
+    folder: tempfile::TempDir,
+    authority: Authority,
+    pub(crate) world: TestWorld,
+    pub(crate) tasks: Tasks,
+    pub(crate) store: Client,
+}
+
+/// One running server.
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
+    tasks: Tasks,
+}
+
+impl Server {
+    pub(crate) fn endpoint(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// Stops it and waits for its end.
+    pub(crate) async fn stop(self) {
+        self.tasks.stop("the test stops the server");
+        assert!(self.tasks.finished(PATIENCE).await, "the server did not stop");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.tasks.stop("the test is over");
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.tasks.stop("the test is over");
+    }
+}
+
+impl Cluster {
+    pub(crate) async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let etcd = Etcd::start(folder.path());
+        let store = Client::connect(&ClientConfig::new([etcd.endpoint.clone()]), None).unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        while store
+            .with_deadline(Duration::from_millis(500))
+            .get("/")
+            .await
+            .is_err()
+        {
+            assert!(Instant::now() < deadline, "etcd did not start");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let authority = Authority::create(DOMAIN, SystemTime::now()).unwrap();
+        std::fs::write(folder.path().join("ca.crt"), authority.cert_pem()).unwrap();
+        let world = TestWorld::new().unwrap();
+        Self {
+            etcd,
+            folder,
+            authority,
+            world,
+            tasks: Tasks::new(),
+            store,
+        }
+    }
+
+    /// The identity of a service or a node.
+    pub(crate) fn identity(&self, path: &str) -> Identity {
+        let file = |suffix: &str| -> PathBuf {
+            self.folder
+                .path()
+                .join(format!("{}.{suffix}", path.replace('/', "-")))
+        };
+        let request = LeafRequest {
+            trust_domain: DOMAIN.to_owned(),
+            path: path.to_owned(),
+            dns: vec!["localhost".to_owned()],
+            ips: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
+            lifetime: LEAF_LIFETIME,
+        };
+        let issued = self.authority.issue(&request, SystemTime::now()).unwrap();
+        std::fs::write(file("crt"), issued.cert_pem).unwrap();
+        std::fs::write(file("key"), issued.key_pem).unwrap();
+        let tls = TlsConfig {
+            ca: self.folder.path().join("ca.crt"),
+            cert: file("crt"),
+            key: file("key"),
+        };
+        Identity::load(&tls).unwrap()
+    }
+
+    pub(crate) fn config() -> PlasmaConfig {
+        serde_json::from_value(serde_json::json!({
+            "listen": "127.0.0.1:0", "domain": DOMAIN, "routed_network": "10.77.0.0/16",
+            "user_network": "127.77.0.0/16", "aegis_url": iam_client::testing::ISSUER,
+            "max_image_bytes": 4 << 20, "sweep_s": 1,
+        }))
+        .unwrap()
+    }
+
+    pub(crate) async fn server(&self, name: &str) -> Server {
+        self.server_with(name, Self::config()).await
+    }
+
+    pub(crate) async fn server_with(&self, name: &str, config: PlasmaConfig) -> Server {
+        let listener = Listener::bind(config.listen).await.unwrap();
+        let address = listener.local_addr();
+        let parts = Parts {
+            name: name.to_owned(),
+            data_dir: self.folder.path().join("images-of-all"),
+            identity: self.identity("service/plasmavmc"),
+            chainfire: Client::connect(&ClientConfig::new([self.etcd.endpoint.clone()]), None).unwrap(),
+            authorizer: self.world.authorizer(),
+            config,
+        };
+        let tasks = Tasks::new();
+        let stop = tasks.clone();
+        tasks.spawn("server", Kind::Critical, async move {
+            serve(parts, listener, stop).await.map_err(Into::into)
+        });
+        Server { address, tasks }
+    }
+
+    pub(crate) fn data_dir(&self) -> PathBuf {
+        self.folder.path().join("images-of-all")
+    }
+
+    pub(crate) fn ca_pem(&self) -> &str {
+        self.authority.cert_pem()
+    }
+
+    /// A user with a role somewhere; the token to sign in with.
+    pub(crate) fn user(&self, name: &str, role: Role, place: Node) -> String {
+        let user = self.world.user(name).unwrap();
+        self.world.bind(user, role, place);
+        self.world.token(user).unwrap()
+    }
+
+    pub(crate) fn client(&self, server: &Server, token: &str) -> PlasmaClient {
+        let tls = tls_from_ca(self.authority.cert_pem().as_bytes()).unwrap();
+        let url = format!("https://{}", server.address);
+        PlasmaClient::new(&url, tls, Arc::new(StaticToken(token.to_owned()))).unwrap()
+    }
+
+    /// A server, an administrator's client of it, the project `default`, and the image `tiny`.
+    pub(crate) async fn ready(&self) -> (Server, PlasmaClient, Name) {
+        self.world.project("default").unwrap();
+        let token = self.user("root", Role::Admin, Node::Root);
+        let server = self.server("vmc-1").await;
+        let client = self.client(&server, &token);
+        self.import(&client, "tiny").await;
+        (server, client, name("default"))
+    }
+
+    /// Imports a small raw image.
+    pub(crate) async fn import(&self, client: &PlasmaClient, image: &str) {
+        let path = self.folder.path().join(format!("{image}.raw"));
+        std::fs::write(&path, image.repeat(1000)).unwrap();
+        let upload = plasmavmc_client::ImageUpload {
+            name: name(image),
+            format: plasmavmc_client::types::ImageFormat::Raw,
+            path,
+            sha256: None,
+        };
+        client.upload_image(&upload, |_, _| {}).await.unwrap();
+    }
+
+    /// All keys below `/plasmavmc/` but those of images, nodes' descriptions, sessions and the election.
+    pub(crate) async fn keys_of_vms(&self) -> Vec<String> {
+        let listing = self.store.list(PREFIX).await.unwrap();
+        let lasting = ["/images/", "/imagenames/", "/sessions/", "/leader"];
+        listing
+            .kvs
+            .iter()
+            .map(|kv| kv.key_text().into_owned())
+            .filter(|key| !key.ends_with("/info") && !lasting.iter().any(|part| key.contains(part)))
+            .collect()
+    }
+}
+
+pub(crate) fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+/// Waits until `check` gives something.
+pub(crate) async fn until<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = check().await {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "did not happen in time: {what}");
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+}

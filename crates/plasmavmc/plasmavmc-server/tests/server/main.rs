@@ -1,0 +1,13 @@
+//! The server as its users and agents see it: the real router over TLS, Debian's etcd as the store, simulated agents
+//! that speak the real protocol.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests: a panic is the report of a failure"
+)]
+
+mod agent;
+mod harness;
+mod lifecycle;
+mod openapi;
