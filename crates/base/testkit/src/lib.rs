@@ -1,1 +1,22 @@
-//! skeleton
+//! What tests stand on. A dev-dependency only (and xtask's): nothing that ships links it.
+//!
+//! # What it is
+//! - [`sim`]: a seeded simulator. Whole clusters of the real `raft-host` core run in one thread under a virtual
+//!   clock, with a faulty network and faulty disks; histories are checked for linearizability.
+//! - [`process`], [`ports`], [`netns`]: real processes, ports and network namespaces for black-box tests.
+//!
+//! # What it deliberately does not know
+//! The services: the simulator's state machine is its own small register store, and processes are given by path.
+//!
+//! # Entry points
+//! [`sim::run`] and [`sim::run_many`]; [`process::Process`]; [`ports::free_port`]; [`netns::Namespace`].
+//!
+//! # Invariants
+//! 1. One seed, one run: everything random comes from the seed, everything timed from the virtual clock.
+//! 2. A checker's time-out is a failure, and a kind of fault that never happened in a whole run is a failure.
+//! 3. Every wait on something real is bounded, and whatever a helper started is gone when it is dropped.
+
+pub mod netns;
+pub mod ports;
+pub mod process;
+pub mod sim;

@@ -17,9 +17,9 @@ use crate::wire::MembershipRecord;
 use crate::{Membership, OpenError};
 
 /// Term, vote, commit.
-const KEY_HARD_STATE: &[u8] = b"h";
+pub(super) const KEY_HARD_STATE: &[u8] = b"h";
 /// [`GroupRecord`].
-const KEY_GROUP: &[u8] = b"g";
+pub(super) const KEY_GROUP: &[u8] = b"g";
 /// Newest entries kept in memory: as many as these bytes hold.
 const CACHE_BYTES: usize = 16 << 20;
 /// Index and term where a new group's log begins. Not 0: a member that joins with an empty log must get a
@@ -75,6 +75,8 @@ pub(crate) struct GroupLog<F: FileSystem> {
     group: u64,
     hard: HardState,
     record: GroupRecord,
+    /// Shares of the two records, as written, in the log's digest.
+    digests: [u32; 2],
     last: u64,
     last_term: u64,
     cache: VecDeque<Entry>,
@@ -101,6 +103,7 @@ impl<F: FileSystem> GroupLog<F> {
         let mut log = GroupLog {
             hard: HardState::default(),
             record: GroupRecord::default(),
+            digests: [0; 2],
             last: 0,
             last_term: 0,
             cache: VecDeque::new(),
@@ -117,6 +120,10 @@ impl<F: FileSystem> GroupLog<F> {
                 log.record = GroupRecord::decode(bytes.as_slice())
                     .map_err(|e| damaged(format!("the record of group {group}: {e}")))?;
                 let hard = log.engine.get(group, KEY_HARD_STATE).unwrap_or_default();
+                log.digests = [
+                    super::digest(group, KEY_GROUP, &bytes),
+                    super::digest(group, KEY_HARD_STATE, &hard),
+                ];
                 let hard = HardStateRecord::decode(hard.as_slice())
                     .map_err(|e| damaged(format!("the hard state of group {group}: {e}")))?;
                 log.hard.term = hard.term;
@@ -318,24 +325,29 @@ impl<F: FileSystem> GroupLog<F> {
         self.put_record(batch)
     }
 
-    fn put_record(&self, batch: &mut Batch) -> Result<(), String> {
+    fn put_record(&mut self, batch: &mut Batch) -> Result<(), String> {
         let bytes = self.record.encode_to_vec();
-        batch
-            .records
-            .put(self.group, KEY_GROUP.to_vec(), bytes)
-            .map_err(|e| e.to_string())
+        self.put(batch, 0, KEY_GROUP, bytes)
     }
 
-    fn put_hard_state(&self, batch: &mut Batch) -> Result<(), String> {
+    fn put_hard_state(&mut self, batch: &mut Batch) -> Result<(), String> {
         let record = HardStateRecord {
             term: self.hard.term,
             vote: self.hard.vote,
             commit: self.hard.commit,
         };
-        let bytes = record.encode_to_vec();
+        self.put(batch, 1, KEY_HARD_STATE, record.encode_to_vec())
+    }
+
+    fn put(&mut self, batch: &mut Batch, place: usize, key: &[u8], value: Vec<u8>) -> Result<(), String> {
+        if let Some(share) = self.digests.get_mut(place) {
+            let new = super::digest(self.group, key, &value);
+            batch.digest ^= *share ^ new;
+            *share = new;
+        }
         batch
             .records
-            .put(self.group, KEY_HARD_STATE.to_vec(), bytes)
+            .put(self.group, key.to_vec(), value)
             .map_err(|e| e.to_string())
     }
 

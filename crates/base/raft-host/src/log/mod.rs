@@ -5,15 +5,20 @@
 //! never synced, nobody was promised anything) from a damaged one (which was promised): it cuts both off. [`Mark`]
 //! tells them apart. Every batch carries a number; after each fsync the number is written, without another fsync,
 //! into a small file. A log that ends before its mark has lost durable records, and is refused.
+//!
+//! Old records that are still needed move to a second queue of files, whose tail raft-engine would cut off just the
+//! same. So every batch also carries a digest over the records of all groups; it must fit what was found.
 
 mod group;
 mod mark;
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use prost::Message as _;
 use raft_engine::env::FileSystem;
 use raft_engine::{Config, Engine, LogBatch, MessageExt, ReadableSize, RecoveryMode};
 
@@ -25,10 +30,21 @@ use crate::{Fatal, OpenError};
 
 /// The log's own records are kept under this group.
 const META_GROUP: u64 = u64::MAX;
-/// Key of the number of the last batch.
-const KEY_SEQ: &[u8] = b"seq";
+/// Key of the last batch's [`MetaRecord`].
+const KEY_META: &[u8] = b"meta";
 /// Sync durations that are remembered.
 const FSYNCS_KEPT: usize = 128;
+
+/// Written with every batch.
+#[derive(Clone, PartialEq, prost::Message)]
+struct MetaRecord {
+    /// Number of the batch.
+    #[prost(uint64, tag = "1")]
+    seq: u64,
+    /// XOR of [`digest`] over the records of all groups.
+    #[prost(fixed32, tag = "2")]
+    digest: u32,
+}
 
 struct EntryExt;
 
@@ -45,6 +61,7 @@ pub(crate) struct Log<F: FileSystem> {
     engine: Arc<Engine<F>>,
     mark: Mark<F>,
     seq: u64,
+    digest: u32,
     dir: PathBuf,
     fsyncs: VecDeque<Duration>,
 }
@@ -52,6 +69,17 @@ pub(crate) struct Log<F: FileSystem> {
 /// What one round writes.
 pub(crate) struct Batch {
     records: LogBatch,
+    /// How the batch changes the digest of all groups' records.
+    digest: u32,
+}
+
+/// A record's share in the digest of all.
+fn digest(group: u64, key: &[u8], value: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&group.to_le_bytes());
+    hasher.update(key);
+    hasher.update(value);
+    hasher.finalize()
 }
 
 impl<F: FileSystem> Log<F> {
@@ -68,34 +96,50 @@ impl<F: FileSystem> Log<F> {
             prefill_limit: (config.prefill_bytes > 0).then_some(ReadableSize(config.prefill_bytes)),
             ..Config::default()
         };
-        let engine = Engine::open_with_file_system(engine_config, file_system.clone())
-            .map_err(|e| open_error(dir, e))?;
-        let seq = match engine.get(META_GROUP, KEY_SEQ) {
-            None => 0,
-            Some(bytes) => <[u8; 8]>::try_from(bytes.as_slice())
-                .map(u64::from_le_bytes)
-                .map_err(|_| OpenError::Damaged {
-                    dir: dir.to_owned(),
-                    what: "its batch number is malformed".to_owned(),
-                })?,
+        let damaged = |what: String| OpenError::Damaged {
+            dir: dir.to_owned(),
+            what,
         };
+        // raft-engine asserts on some kinds of damage; the operator wants a message, not a backtrace.
+        let opening = AssertUnwindSafe(|| Engine::open_with_file_system(engine_config, file_system.clone()));
+        let engine = catch_unwind(opening)
+            .map_err(|panic| damaged(crate::shell::panic_text(&*panic)))?
+            .map_err(|e| open_error(dir, e))?;
+        let meta = engine.get(META_GROUP, KEY_META).unwrap_or_default();
+        let MetaRecord { seq, digest: told } =
+            MetaRecord::decode(meta.as_slice()).map_err(|e| damaged(format!("its own record: {e}")))?;
+        let found = engine
+            .raft_groups()
+            .into_iter()
+            .filter(|g| *g != META_GROUP)
+            .fold(0, |sum, group| {
+                let share = |key| {
+                    engine
+                        .get(group, key)
+                        .map_or(0, |value| digest(group, key, &value))
+                };
+                sum ^ share(group::KEY_GROUP) ^ share(group::KEY_HARD_STATE)
+            });
         let (mark, marked) = Mark::open(dir, &file_system).map_err(|e| OpenError::Io {
             dir: dir.to_owned(),
             what: format!("the file `MARK`: {e}"),
         })?;
         if seq < marked {
-            return Err(OpenError::Damaged {
-                dir: dir.to_owned(),
-                what: format!(
-                    "it ends with batch {seq}, but batch {marked} was on disk: a record in the newest \
-                     `*.raftlog` file is corrupt or missing"
-                ),
-            });
+            return Err(damaged(format!(
+                "it ends with batch {seq}, but batch {marked} was on disk: a record in the newest `*.raftlog` \
+                 file is corrupt or missing"
+            )));
+        }
+        if told != found {
+            return Err(damaged(
+                "a group's record is corrupt or missing in the `*.rewrite` files".to_owned(),
+            ));
         }
         Ok(Log {
             engine: Arc::new(engine),
             mark,
             seq,
+            digest: found,
             dir: dir.to_owned(),
             fsyncs: VecDeque::new(),
         })
@@ -119,6 +163,7 @@ impl<F: FileSystem> Log<F> {
     pub(crate) fn batch(&self) -> Batch {
         Batch {
             records: LogBatch::default(),
+            digest: 0,
         }
     }
 
@@ -128,10 +173,15 @@ impl<F: FileSystem> Log<F> {
             return Ok(());
         }
         self.seq += 1;
+        self.digest ^= batch.digest;
+        let meta = MetaRecord {
+            seq: self.seq,
+            digest: self.digest,
+        };
         let begin = Instant::now();
         let written = batch
             .records
-            .put(META_GROUP, KEY_SEQ.to_vec(), self.seq.to_le_bytes().to_vec())
+            .put(META_GROUP, KEY_META.to_vec(), meta.encode_to_vec())
             .and_then(|()| self.engine.write(&mut batch.records, true));
         if let Err(e) = written {
             let what = format!("writing the raft log in `{}` failed: {e}", self.dir.display());

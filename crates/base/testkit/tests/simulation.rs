@@ -1,0 +1,28 @@
+//! The quick loop's share of the simulation; `cargo xtask sim --seeds 500` runs the rest.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+use testkit::sim::{self, Bug};
+
+#[test]
+fn three_members_survive() {
+    let summary = sim::run_many(0, 40, 3, |_| {}).unwrap_or_else(|e| panic!("{e}"));
+    eprintln!("{summary:?}");
+    assert_eq!(summary.seeds, 40);
+    assert!(summary.operations > 4_000, "{summary:?}");
+}
+
+#[test]
+fn five_members_survive() {
+    let summary = sim::run_many(1_000, 20, 5, |_| {}).unwrap_or_else(|e| panic!("{e}"));
+    eprintln!("{summary:?}");
+    assert_eq!(summary.seeds, 20);
+}
+
+#[test]
+fn every_planted_bug_is_found_within_its_budget() {
+    for (bug, budget) in Bug::ALL {
+        let found = sim::find_bug(bug, 0, budget, 3).unwrap();
+        let report = found.unwrap_or_else(|| panic!("{} was not found in {budget} seeds", bug.name()));
+        eprintln!("{}: seed {}: {}", bug.name(), report.options.seed, report.violation.unwrap());
+    }
+}
