@@ -109,7 +109,7 @@ pub(crate) fn judge(status: &Status) -> Attempt {
     match message.strip_prefix(ETCD_PREFIX) {
         Some("no leader" | "not leader") => return Attempt::NotApplied(Error::NoLeader),
         // Refused at the door, before anything was proposed.
-        Some("too many requests" | "server stopped" | "not capable" | "rpc not supported for learner") => {
+        Some("too many requests" | "not capable" | "rpc not supported for learner") => {
             return Attempt::NotApplied(Error::Unavailable {
                 detail: message.to_owned(),
             });

@@ -27,7 +27,7 @@ mod txn;
 mod types;
 pub mod watch;
 
-pub use error::OpError;
+pub use error::{Code, OpError};
 pub use index::{KeyIndex, Version};
 pub use lease::{Lease, Leases, MAX_LEASE_TTL_S, MIN_LEASE_TTL_S};
 pub use range::KeyRange;

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use crate::{
     Command, DeleteOutcome, DeleteRange, Event, EventKind, KeyIndex, KeyRange, KeyValue, Leases, OpError,
     Point, Put, PutOutcome, Range, RangeOutcome, Reply, SortOrder, SortTarget, Txn, TxnOutcome, Version,
-    storage::RevisionStore,
+    storage::{RevisionReader, RevisionStore},
 };
 
 /// Events read from storage at a time when the index is rebuilt.
@@ -63,8 +63,18 @@ pub struct RangePlan {
 }
 
 impl RangePlan {
+    /// How many pairs it will fetch.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there is nothing to fetch.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     /// Fetches the values. `None` when a version has been compacted away since the plan was made: plan again.
-    pub fn fetch<S: RevisionStore>(self, storage: &S) -> Result<Option<RangeOutcome>, S::Error> {
+    pub fn fetch<S: RevisionReader>(self, storage: &S) -> Result<Option<RangeOutcome>, S::Error> {
         let mut kvs = Vec::with_capacity(self.entries.len());
         for (key, version) in self.entries {
             let value = if self.keys_only && self.by_value.is_none() {

@@ -1,1 +1,41 @@
-//! skeleton
+//! A Chainfire member: etcd's v3 services over one Raft group.
+//!
+//! What it deliberately does not know: Aegis or any other service (their rights are a fixed table of certificate
+//! identities, [`auth`](self)), the consensus algorithm (`raft-host`), files (`kv-engine` and `raft-host`), what keys
+//! mean. What a command does is decided in `chainfire-core`; here it is carried, stored and served.
+//!
+//! Entry points: [`Config`], [`run`].
+//!
+//! Invariants:
+//! 1. the applied index is stored in the same batch as the effects, so a replay applies every entry exactly once;
+//! 2. a linearizable read waits for a barrier on the member that answers it; a renewal of a lease waits for one on
+//!    the leader;
+//! 3. nothing waits for a watcher: each stream has a task of its own with a bounded queue;
+//! 4. every call checks the caller's rights on every range it names before anything else is done with it.
+//!
+//! ```text
+//!  clients ──> kv, lease, watch, cluster ──> Node ──propose/read_index──> raft-host ──> Machine ──> kv-engine
+//!                    │                         ^                             │            │
+//!                    └──── reads: Shared (index, ring, engine) <─────────────┼────────────┘
+//!  members <────────────────────── peers (mTLS, Raft messages) ──────────────┘
+//! ```
+
+mod auth;
+mod cluster;
+mod config;
+mod convert;
+mod kv;
+mod lease;
+mod lessor;
+mod machine;
+mod metrics;
+mod node;
+mod peers;
+mod record;
+mod start;
+mod storage;
+mod watch;
+mod wire;
+
+pub use config::{Chainfire, Config, ConfigProblem, Member};
+pub use start::{ServerError, run};

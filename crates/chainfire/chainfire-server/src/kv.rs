@@ -1,0 +1,169 @@
+//! etcd's KV service. Reads are answered by the asked member after a barrier; writes go through the log.
+
+use chainfire_client::wire::etcdserverpb::{self as pb, kv_server::Kv};
+use chainfire_core::{Failure, Op, OpError, Txn, check};
+use tonic::{Request, Response, Status};
+
+use crate::{
+    auth::Caller,
+    convert,
+    node::{Node, status, storage_status},
+    record::{LogBody, ReplyBody},
+};
+
+/// The KV service of a member.
+pub(crate) struct KvService {
+    node: Node,
+}
+
+impl KvService {
+    pub(crate) fn new(node: Node) -> KvService {
+        KvService { node }
+    }
+}
+
+/// A reply of another kind than the command's: a defect.
+fn wrong_reply() -> Status {
+    Status::internal("the state machine answered another question")
+}
+
+/// Checks the rights to everything that a transaction names, on both branches.
+fn authorise(caller: &Caller, txn: &Txn) -> Result<(), OpError> {
+    for compare in &txn.compare {
+        caller.read(&compare.keys)?;
+    }
+    for op in txn.success.iter().chain(&txn.failure) {
+        match op {
+            Op::Range(range) => caller.read(&range.keys)?,
+            Op::Put(put) => caller.write(&chainfire_core::KeyRange::single(put.key.clone()))?,
+            Op::Delete(delete) => caller.write(&delete.keys)?,
+            Op::Txn(txn) => authorise(caller, txn)?,
+        }
+    }
+    Ok(())
+}
+
+/// Whether every read of a transaction may be answered from the member's own, perhaps old, state.
+fn is_serializable(txn: &pb::TxnRequest) -> bool {
+    use pb::request_op::Request as R;
+    txn.success
+        .iter()
+        .chain(&txn.failure)
+        .all(|op| match &op.request {
+            Some(R::RequestRange(range)) => range.serializable,
+            Some(R::RequestTxn(txn)) => is_serializable(txn),
+            _ => false,
+        })
+}
+
+fn writes_data(txn: &Txn) -> bool {
+    txn.success.iter().chain(&txn.failure).any(|op| match op {
+        Op::Put(_) => true,
+        Op::Txn(txn) => writes_data(txn),
+        Op::Range(_) | Op::Delete(_) => false,
+    })
+}
+
+#[tonic::async_trait]
+impl Kv for KvService {
+    async fn range(&self, request: Request<pb::RangeRequest>) -> Result<Response<pb::RangeResponse>, Status> {
+        self.node.require_leader(request.metadata())?;
+        let caller = Caller::of(request.extensions());
+        let message = request.into_inner();
+        let serializable = message.serializable;
+        let range = convert::range(message).map_err(status)?;
+        check::range(&range).map_err(status)?;
+        caller.read(&range.keys).map_err(status)?;
+        if !serializable {
+            self.node.read_barrier().await.map_err(status)?;
+        }
+        let mut reply = convert::range_reply(self.node.read(&range).await?);
+        self.node.fill(&mut reply.header);
+        Ok(Response::new(reply))
+    }
+
+    async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
+        self.node.require_leader(request.metadata())?;
+        let caller = Caller::of(request.extensions());
+        let message = request.into_inner();
+        check::put(&convert::put(message.clone())).map_err(status)?;
+        caller
+            .write(&chainfire_core::KeyRange::single(message.key.clone()))
+            .map_err(status)?;
+        self.node.check_space().map_err(status)?;
+        let ReplyBody::Put(mut reply) = self.node.propose(LogBody::Put(message)).await.map_err(status)?
+        else {
+            return Err(wrong_reply());
+        };
+        self.node.fill(&mut reply.header);
+        Ok(Response::new(reply))
+    }
+
+    async fn delete_range(
+        &self,
+        request: Request<pb::DeleteRangeRequest>,
+    ) -> Result<Response<pb::DeleteRangeResponse>, Status> {
+        self.node.require_leader(request.metadata())?;
+        let caller = Caller::of(request.extensions());
+        let message = request.into_inner();
+        let delete = convert::delete(message.clone());
+        check::delete(&delete).map_err(status)?;
+        caller.write(&delete.keys).map_err(status)?;
+        let ReplyBody::Delete(mut reply) = self
+            .node
+            .propose(LogBody::Delete(message))
+            .await
+            .map_err(status)?
+        else {
+            return Err(wrong_reply());
+        };
+        self.node.fill(&mut reply.header);
+        Ok(Response::new(reply))
+    }
+
+    async fn txn(&self, request: Request<pb::TxnRequest>) -> Result<Response<pb::TxnResponse>, Status> {
+        self.node.require_leader(request.metadata())?;
+        let caller = Caller::of(request.extensions());
+        let message = request.into_inner();
+        let txn = convert::txn(message.clone()).map_err(status)?;
+        check::txn(&txn).map_err(status)?;
+        authorise(&caller, &txn).map_err(status)?;
+        let mut reply = if txn.is_read_only() {
+            if !is_serializable(&message) {
+                self.node.read_barrier().await.map_err(status)?;
+            }
+            let outcome = self.node.shared.store().read_txn(&txn);
+            convert::txn_reply(outcome.map_err(|failure| match failure {
+                Failure::Refused(error) => status(error),
+                Failure::Storage(error) => storage_status(&error),
+            })?)
+        } else {
+            if writes_data(&txn) {
+                self.node.check_space().map_err(status)?;
+            }
+            let ReplyBody::Txn(reply) = self.node.propose(LogBody::Txn(message)).await.map_err(status)?
+            else {
+                return Err(wrong_reply());
+            };
+            reply
+        };
+        self.node.fill(&mut reply.header);
+        Ok(Response::new(reply))
+    }
+
+    async fn compact(
+        &self,
+        request: Request<pb::CompactionRequest>,
+    ) -> Result<Response<pb::CompactionResponse>, Status> {
+        self.node.require_leader(request.metadata())?;
+        Caller::of(request.extensions()).administer().map_err(status)?;
+        // Space is given back in the same step, so `physical` asks for nothing more.
+        let command = LogBody::Compact(request.into_inner());
+        let ReplyBody::Done(revision) = self.node.propose(command).await.map_err(status)? else {
+            return Err(wrong_reply());
+        };
+        Ok(Response::new(pb::CompactionResponse {
+            header: self.node.header_at(revision),
+        }))
+    }
+}

@@ -1,0 +1,194 @@
+//! etcd's Lease service.
+
+use std::pin::Pin;
+
+use chainfire_client::wire::etcdserverpb::{self as pb, lease_server::Lease};
+use chainfire_core::{KeyRange, OpError};
+use hearth_service::tasks::Kind;
+use tokio::sync::mpsc;
+use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::{
+    auth::Caller,
+    lessor::Lessor,
+    node::{Node, status},
+    record::{LogBody, ReplyBody},
+};
+
+/// Answers waiting on one keep-alive stream.
+const REPLY_QUEUE: usize = 16;
+
+/// The Lease service of a member.
+pub(crate) struct LeaseService {
+    node: Node,
+    lessor: Lessor,
+}
+
+impl LeaseService {
+    pub(crate) fn new(node: Node, lessor: Lessor) -> LeaseService {
+        LeaseService { node, lessor }
+    }
+
+    fn keys_of(&self, id: i64) -> Option<Vec<bytes::Bytes>> {
+        self.node
+            .shared
+            .store()
+            .leases()
+            .get(id)
+            .map(|lease| lease.keys.iter().cloned().collect())
+    }
+}
+
+#[tonic::async_trait]
+impl Lease for LeaseService {
+    async fn lease_grant(
+        &self,
+        request: Request<pb::LeaseGrantRequest>,
+    ) -> Result<Response<pb::LeaseGrantResponse>, Status> {
+        self.node.require_leader(request.metadata())?;
+        Caller::of(request.extensions()).known().map_err(status)?;
+        self.node.check_space().map_err(status)?;
+        let mut message = request.into_inner();
+        if message.ttl > chainfire_core::MAX_LEASE_TTL_S {
+            return Err(status(OpError::LeaseTtlTooLarge));
+        }
+        let chosen_here = message.id == 0;
+        loop {
+            while chosen_here && message.id == 0 {
+                message.id = (rand::random::<u64>() >> 1).cast_signed();
+            }
+            match self.node.propose(LogBody::Grant(message)).await {
+                Ok(ReplyBody::Granted(mut reply)) => {
+                    self.node.fill(&mut reply.header);
+                    return Ok(Response::new(reply));
+                }
+                Ok(_) => return Err(Status::internal("the state machine answered another question")),
+                // One chance in 2^63 for each lease; the caller did not ask for this id.
+                Err(OpError::LeaseExists) if chosen_here => message.id = 0,
+                Err(error) => return Err(status(error)),
+            }
+        }
+    }
+
+    async fn lease_revoke(
+        &self,
+        request: Request<pb::LeaseRevokeRequest>,
+    ) -> Result<Response<pb::LeaseRevokeResponse>, Status> {
+        self.node.require_leader(request.metadata())?;
+        let caller = Caller::of(request.extensions());
+        caller.known().map_err(status)?;
+        let message = request.into_inner();
+        // Ending a lease deletes its keys: only for who may delete them.
+        for key in self.keys_of(message.id).unwrap_or_default() {
+            caller.write(&KeyRange::single(key)).map_err(status)?;
+        }
+        let reply = self
+            .node
+            .propose(LogBody::Revoke(message))
+            .await
+            .map_err(status)?;
+        let ReplyBody::Done(revision) = reply else {
+            return Err(Status::internal("the state machine answered another question"));
+        };
+        Ok(Response::new(pb::LeaseRevokeResponse {
+            header: self.node.header_at(revision),
+        }))
+    }
+
+    type LeaseKeepAliveStream =
+        Pin<Box<dyn Stream<Item = Result<pb::LeaseKeepAliveResponse, Status>> + Send>>;
+
+    async fn lease_keep_alive(
+        &self,
+        request: Request<Streaming<pb::LeaseKeepAliveRequest>>,
+    ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
+        self.node.require_leader(request.metadata())?;
+        Caller::of(request.extensions()).known().map_err(status)?;
+        let mut asks = request.into_inner();
+        let (replies, stream) = mpsc::channel(REPLY_QUEUE);
+        let (node, lessor, stop) = (self.node.clone(), self.lessor.clone(), self.node.tasks.clone());
+        self.node
+            .tasks
+            .spawn("lease keep-alive stream", Kind::Background, async move {
+                loop {
+                    let ask = tokio::select! {
+                        ask = asks.message() => ask,
+                        () = stop.stopping() => return Ok(()),
+                        () = replies.closed() => return Ok(()),
+                    };
+                    let Ok(Some(ask)) = ask else { return Ok(()) };
+                    // The revision from before the renewal, as etcd has it.
+                    let header = node.header();
+                    let reply = match lessor.renew(ask.id).await {
+                        Ok(ttl) => Ok(pb::LeaseKeepAliveResponse {
+                            header,
+                            id: ask.id,
+                            ttl,
+                        }),
+                        Err(error) => Err(status(error)),
+                    };
+                    let over = reply.is_err();
+                    if replies.send(reply).await.is_err() || over {
+                        return Ok(());
+                    }
+                }
+            });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn lease_time_to_live(
+        &self,
+        request: Request<pb::LeaseTimeToLiveRequest>,
+    ) -> Result<Response<pb::LeaseTimeToLiveResponse>, Status> {
+        self.node.require_leader(request.metadata())?;
+        let caller = Caller::of(request.extensions());
+        caller.known().map_err(status)?;
+        let message = request.into_inner();
+        let ttl = self.lessor.remaining(message.id).await.map_err(status)?;
+        // The leader's answer is newer than this member's state may be.
+        self.node.read_barrier().await.map_err(status)?;
+        let granted = self
+            .node
+            .shared
+            .store()
+            .leases()
+            .get(message.id)
+            .map(|lease| lease.ttl_s);
+        let mut reply = pb::LeaseTimeToLiveResponse {
+            header: self.node.header(),
+            id: message.id,
+            ttl: if granted.is_some() { ttl } else { -1 },
+            granted_ttl: granted.unwrap_or(0),
+            keys: Vec::new(),
+        };
+        if message.keys {
+            reply.keys = self.keys_of(message.id).unwrap_or_default();
+            for key in &reply.keys {
+                caller.read(&KeyRange::single(key.clone())).map_err(status)?;
+            }
+        }
+        Ok(Response::new(reply))
+    }
+
+    async fn lease_leases(
+        &self,
+        request: Request<pb::LeaseLeasesRequest>,
+    ) -> Result<Response<pb::LeaseLeasesResponse>, Status> {
+        self.node.require_leader(request.metadata())?;
+        Caller::of(request.extensions()).known().map_err(status)?;
+        self.node.read_barrier().await.map_err(status)?;
+        let leases = self
+            .node
+            .shared
+            .store()
+            .leases()
+            .iter()
+            .map(|(id, _)| pb::LeaseStatus { id })
+            .collect();
+        Ok(Response::new(pb::LeaseLeasesResponse {
+            header: self.node.header(),
+            leases,
+        }))
+    }
+}

@@ -1,0 +1,282 @@
+//! The replicated state machine, and what of it the services read.
+//!
+//! The Raft thread owns [`Machine`] and is the only writer. Services read [`Shared`]: the store under a lock that is
+//! held only to look at the index, values from the engine outside it, changes from the ring.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    time::Instant,
+};
+
+use bytes::Bytes;
+use chainfire_client::wire::etcdserverpb as pb;
+use chainfire_core::{Applied, Event, Reply, Store, timers::LeaseTimers, watch::EventRing};
+use kv_engine::{Engine, EngineConfig, Export};
+use prost::Message;
+use raft_host::{Committed, MachineError, Payload, SnapshotData, SnapshotSource, StateMachine};
+use tokio::sync::{Notify, watch};
+
+use crate::{
+    convert,
+    record::{LogBody, LogRecord, MetaRecord, ReplyBody, ReplyRecord},
+    storage::{EngineStore, StorageError, Tables},
+};
+
+/// Memory for recent changes that watchers share, bytes.
+const RING_BYTES: usize = 8 << 20;
+/// Sized for a store of metadata on a machine that runs nine other services.
+const ENGINE: EngineConfig = EngineConfig {
+    cache_bytes: 8 << 20,
+    memtable_bytes: 4 << 20,
+    workers: 1,
+};
+
+/// Lease timers run on the leader only.
+#[derive(Debug)]
+pub(crate) struct Leading {
+    pub(crate) term: u64,
+    pub(crate) timers: LeaseTimers,
+}
+
+/// What the services see of the state.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    store: RwLock<Store<EngineStore>>,
+    ring: RwLock<EventRing>,
+    /// The newest revision whose changes are in the ring.
+    revision: watch::Sender<i64>,
+    leading: Mutex<Option<Leading>>,
+    /// The set of leases changed.
+    pub(crate) leases_changed: Notify,
+    pub(crate) tables: Tables,
+    started: Instant,
+}
+
+impl Shared {
+    pub(crate) fn store(&self) -> RwLockReadGuard<'_, Store<EngineStore>> {
+        self.store.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn store_mut(&self) -> RwLockWriteGuard<'_, Store<EngineStore>> {
+        self.store.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn ring(&self) -> RwLockReadGuard<'_, EventRing> {
+        self.ring.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn leading(&self) -> MutexGuard<'_, Option<Leading>> {
+        self.leading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn revisions(&self) -> watch::Receiver<i64> {
+        self.revision.subscribe()
+    }
+
+    /// Milliseconds since the start: the clock of lease timers.
+    pub(crate) fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn publish(&self, changes: Vec<(i64, Vec<Event>)>, revision: i64) {
+        if changes.is_empty() {
+            return;
+        }
+        let mut ring = self.ring.write().unwrap_or_else(PoisonError::into_inner);
+        for (revision, events) in changes {
+            ring.push(revision, events);
+        }
+        drop(ring);
+        self.revision.send_replace(revision);
+    }
+}
+
+/// The writer of [`Shared`].
+pub(crate) struct Machine {
+    shared: Arc<Shared>,
+    applied: u64,
+}
+
+impl Machine {
+    /// Opens the state in `dir`.
+    pub(crate) fn open(dir: &PathBuf) -> Result<(Machine, Arc<Shared>), StorageError> {
+        let tables = Tables::open(Engine::open(dir, &ENGINE)?)?;
+        let (store, applied) = load(&tables)?;
+        let revision = store.revision();
+        let shared = Arc::new(Shared {
+            ring: RwLock::new(EventRing::new(revision, RING_BYTES)),
+            revision: watch::Sender::new(revision),
+            store: RwLock::new(store),
+            leading: Mutex::new(None),
+            leases_changed: Notify::new(),
+            tables,
+            started: Instant::now(),
+        });
+        Ok((
+            Machine {
+                shared: shared.clone(),
+                applied,
+            },
+            shared,
+        ))
+    }
+
+    fn note_leases(&self, granted: &[(i64, i64)], ended: &[i64]) {
+        if granted.is_empty() && ended.is_empty() {
+            return;
+        }
+        let now_ms = self.shared.now_ms();
+        if let Some(leading) = self.shared.leading().as_mut() {
+            granted
+                .iter()
+                .for_each(|(id, ttl_s)| leading.timers.set(*id, *ttl_s, now_ms));
+            ended.iter().for_each(|id| leading.timers.remove(*id));
+        }
+        self.shared.leases_changed.notify_one();
+    }
+}
+
+fn load(tables: &Tables) -> Result<(Store<EngineStore>, u64), StorageError> {
+    let storage = EngineStore::new(tables.clone());
+    Ok(match tables.meta()? {
+        None => (Store::new(storage), 0),
+        Some(meta) => (
+            Store::open(storage, meta.revision, meta.compacted, tables.leases()?)?,
+            meta.applied,
+        ),
+    })
+}
+
+/// Applies one entry; `None` for entries without effect.
+fn apply_entry(
+    store: &mut Store<EngineStore>,
+    entry: &Committed<'_>,
+) -> Result<Option<Applied>, MachineError> {
+    let Payload::Command(bytes) = entry.payload else {
+        return Ok(None);
+    };
+    let record = LogRecord::decode(bytes).map_err(|error| {
+        format!(
+            "log entry {} cannot be read ({error}); was it written by a newer release?",
+            entry.index
+        )
+    })?;
+    let body = record.body.ok_or_else(|| {
+        format!(
+            "log entry {} is of a kind that this release does not know; update it",
+            entry.index
+        )
+    })?;
+    if let LogBody::Expire(expire) = &body
+        && expire.term != entry.term
+    {
+        return Ok(None);
+    }
+    let command = convert::command(body)
+        .map_err(|error| format!("log entry {} is not a valid command: {error}", entry.index))?;
+    let applied = store.apply(&command)?;
+    if let Some((id, ttl_s)) = applied.granted {
+        store.storage_mut().put_lease(id, ttl_s);
+    }
+    for id in &applied.ended {
+        store.storage_mut().delete_lease(*id);
+    }
+    Ok(Some(applied))
+}
+
+fn encode_reply(reply: Reply, revision: i64) -> Bytes {
+    let body = match reply {
+        Reply::Put(outcome) => ReplyBody::Put(convert::put_reply(outcome)),
+        Reply::Delete(outcome) => ReplyBody::Delete(convert::delete_reply(outcome)),
+        Reply::Txn(outcome) => ReplyBody::Txn(convert::txn_reply(outcome)),
+        Reply::Granted { id, ttl_s } => ReplyBody::Granted(pb::LeaseGrantResponse {
+            header: Some(pb::ResponseHeader {
+                revision,
+                ..Default::default()
+            }),
+            id,
+            ttl: ttl_s,
+            error: String::new(),
+        }),
+        Reply::Compacted { .. } | Reply::Revoked | Reply::Expired { .. } => ReplyBody::Done(revision),
+        Reply::Refused(error) => ReplyBody::refused(error),
+    };
+    ReplyRecord { body: Some(body) }.encode_to_vec().into()
+}
+
+impl StateMachine for Machine {
+    fn applied_index(&self) -> u64 {
+        self.applied
+    }
+
+    fn apply(&mut self, entries: &[Committed<'_>]) -> Result<Vec<Bytes>, MachineError> {
+        let mut replies = Vec::with_capacity(entries.len());
+        let (mut changes, mut granted, mut ended) = (Vec::new(), Vec::new(), Vec::new());
+        let mut store = self.shared.store_mut();
+        for entry in entries {
+            replies.push(match apply_entry(&mut store, entry)? {
+                None => Bytes::new(),
+                Some(applied) => {
+                    changes.extend(applied.changes);
+                    granted.extend(applied.granted);
+                    ended.extend(applied.ended);
+                    encode_reply(applied.reply, store.revision())
+                }
+            });
+            self.applied = entry.index;
+        }
+        let revision = store.revision();
+        let meta = MetaRecord {
+            applied: self.applied,
+            revision,
+            compacted: store.compacted(),
+        };
+        store.storage_mut().commit(&meta)?;
+        drop(store);
+        self.note_leases(&granted, &ended);
+        self.shared.publish(changes, revision);
+        Ok(replies)
+    }
+
+    fn persist(&mut self) -> Result<u64, MachineError> {
+        self.shared.tables.engine.persist()?;
+        Ok(self.applied)
+    }
+
+    fn snapshot(&mut self) -> Result<Box<dyn SnapshotSource>, MachineError> {
+        let tables = &self.shared.tables;
+        Ok(Box::new(Source(tables.engine.snapshot()?.export(&tables.all()))))
+    }
+
+    fn restore(&mut self, index: u64, data: SnapshotData) -> Result<(), MachineError> {
+        let tables = &self.shared.tables;
+        // Readers wait: what they fetch must fit the index that they looked at.
+        let mut store = self.shared.store_mut();
+        let mut import = tables.engine.import(&tables.all())?;
+        for chunk in &data.chunks {
+            import.feed(chunk)?;
+        }
+        import.finish()?;
+        let (restored, applied) = load(tables)?;
+        if applied != index {
+            return Err(format!("the snapshot of entry {index} holds the state of entry {applied}").into());
+        }
+        let revision = restored.revision();
+        *store = restored;
+        drop(store);
+        self.applied = applied;
+        *self.shared.ring.write().unwrap_or_else(PoisonError::into_inner) =
+            EventRing::new(revision, RING_BYTES);
+        self.shared.revision.send_replace(revision);
+        Ok(())
+    }
+}
+
+struct Source(Export);
+
+impl SnapshotSource for Source {
+    fn next_chunk(&mut self, max: usize) -> Result<Option<Bytes>, MachineError> {
+        Ok(self.0.next_chunk(max)?)
+    }
+}

@@ -1,0 +1,92 @@
+//! What `/metrics` says of this member.
+
+use std::{sync::atomic::AtomicI64, time::Duration};
+
+use hearth_service::health::Health;
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::time::sleep;
+
+use crate::node::{GROUP, Node};
+
+/// How often the gauges are brought up to date.
+const PERIOD: Duration = Duration::from_secs(5);
+
+#[derive(Default, Clone)]
+struct Gauges {
+    revision: Gauge<i64, AtomicI64>,
+    has_leader: Gauge<i64, AtomicI64>,
+    is_leader: Gauge<i64, AtomicI64>,
+    raft_applied: Gauge<i64, AtomicI64>,
+    raft_log_bytes: Gauge<i64, AtomicI64>,
+    fsync_worst_us: Gauge<i64, AtomicI64>,
+    keys: Gauge<i64, AtomicI64>,
+    leases: Gauge<i64, AtomicI64>,
+}
+
+fn number(value: impl TryInto<i64>) -> i64 {
+    value.try_into().unwrap_or(i64::MAX)
+}
+
+/// Keeps the gauges and the readiness up to date until the stop.
+pub(crate) async fn run(node: &Node, health: &Health) {
+    let gauges = Gauges::default();
+    let shown = gauges.clone();
+    health.register(|registry| {
+        let registry = registry.sub_registry_with_prefix("chainfire");
+        registry.register(
+            "revision",
+            "Revision of the last change applied here",
+            shown.revision,
+        );
+        registry.register("has_leader", "1 when a leader is known", shown.has_leader);
+        registry.register("is_leader", "1 when this member leads", shown.is_leader);
+        registry.register(
+            "raft_applied_index",
+            "Last log entry applied here",
+            shown.raft_applied,
+        );
+        registry.register(
+            "raft_log_bytes",
+            "Bytes of the log still needed",
+            shown.raft_log_bytes,
+        );
+        registry.register(
+            "fsync_worst_us",
+            "Slowest of the last 128 log syncs, microseconds",
+            shown.fsync_worst_us,
+        );
+        registry.register(
+            "keys",
+            "Keys in the index, deleted and not yet compacted ones included",
+            shown.keys,
+        );
+        registry.register("leases", "Leases", shown.leases);
+    });
+    let mut leader = node.leader.clone();
+    loop {
+        let info = *leader.borrow_and_update();
+        match info.leader {
+            Some(_) => health.ready(),
+            None => health.not_ready("no leader: a majority of the members is needed"),
+        }
+        gauges.has_leader.set(i64::from(info.leader.is_some()));
+        gauges.is_leader.set(i64::from(node.leads()));
+        if let Some(raft) = node.raft.status(GROUP).await {
+            gauges.raft_applied.set(number(raft.applied));
+            gauges.raft_log_bytes.set(number(raft.log_bytes));
+            let worst = raft.fsyncs.iter().max().copied().unwrap_or_default();
+            gauges.fsync_worst_us.set(number(worst.as_micros()));
+        }
+        {
+            let store = node.shared.store();
+            gauges.revision.set(store.revision());
+            gauges.keys.set(number(store.index().len()));
+            gauges.leases.set(number(store.leases().len()));
+        }
+        tokio::select! {
+            () = node.tasks.stopping() => return,
+            changed = leader.changed() => if changed.is_err() { return },
+            () = sleep(PERIOD) => {}
+        }
+    }
+}

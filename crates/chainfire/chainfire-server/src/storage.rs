@@ -1,0 +1,195 @@
+//! The core's revision store on kv-engine: what a round of commands writes is staged, readable at once, and committed
+//! in one batch together with the applied index.
+
+use std::{collections::BTreeMap, ops::Bound};
+
+use chainfire_core::{
+    Event, Point,
+    storage::{RevisionReader, RevisionStore},
+};
+use kv_engine::{Batch, Engine, EngineError, Keyspace, Snapshot};
+use prost::Message;
+
+use crate::record::{EventRecord, META_KEY, MetaRecord, key_point, point_key};
+
+/// Why storage failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StorageError {
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error(
+        "the stored record of {what} cannot be read; delete the member's `state` folder and let it be rebuilt"
+    )]
+    Record { what: String },
+}
+
+/// The keyspaces of a member.
+#[derive(Debug, Clone)]
+pub(crate) struct Tables {
+    pub(crate) engine: Engine,
+    revisions: Keyspace,
+    leases: Keyspace,
+    meta: Keyspace,
+}
+
+impl Tables {
+    pub(crate) fn open(engine: Engine) -> Result<Tables, EngineError> {
+        let revisions = engine.keyspace("revisions")?;
+        let leases = engine.keyspace("leases")?;
+        let meta = engine.keyspace("meta")?;
+        Ok(Tables {
+            engine,
+            revisions,
+            leases,
+            meta,
+        })
+    }
+
+    /// All of them, for snapshots of the state.
+    pub(crate) fn all(&self) -> [Keyspace; 3] {
+        [self.revisions.clone(), self.leases.clone(), self.meta.clone()]
+    }
+
+    pub(crate) fn meta(&self) -> Result<Option<MetaRecord>, StorageError> {
+        let Some(bytes) = self.engine.get(&self.meta, META_KEY)? else {
+            return Ok(None);
+        };
+        let meta = MetaRecord::decode(bytes).map_err(|_| StorageError::Record {
+            what: "the applied index".into(),
+        })?;
+        Ok(Some(meta))
+    }
+
+    pub(crate) fn leases(&self) -> Result<Vec<(i64, i64)>, StorageError> {
+        let all = (Bound::Unbounded, Bound::Unbounded);
+        self.engine
+            .snapshot()?
+            .range(&self.leases, all)?
+            .map(|pair| {
+                let (id, ttl) = pair?;
+                let number = |bytes: &[u8]| bytes.try_into().map(i64::from_be_bytes);
+                number(&id)
+                    .and_then(|id| Ok((id, number(&ttl)?)))
+                    .map_err(|_| StorageError::Record {
+                        what: "a lease".into(),
+                    })
+            })
+            .collect()
+    }
+
+    fn decode(at: Point, bytes: bytes::Bytes) -> Result<Event, StorageError> {
+        let record = EventRecord::decode(bytes).map_err(|_| StorageError::Record {
+            what: format!("revision {}", at.main),
+        })?;
+        Ok(record.event(at))
+    }
+
+    fn scan_in(
+        &self,
+        snapshot: &Snapshot,
+        from: Point,
+        limit: usize,
+    ) -> Result<Vec<(Point, Event)>, StorageError> {
+        let first = point_key(from);
+        let bounds: (Bound<&[u8]>, Bound<&[u8]>) = (Bound::Included(&first), Bound::Unbounded);
+        snapshot
+            .range(&self.revisions, bounds)?
+            .take(limit)
+            .map(|pair| {
+                let (key, value) = pair?;
+                let at = key_point(&key).ok_or_else(|| StorageError::Record {
+                    what: "a revision's key".into(),
+                })?;
+                Ok((at, Tables::decode(at, value)?))
+            })
+            .collect()
+    }
+}
+
+/// Committed changes only: what readers use outside the lock.
+impl RevisionReader for Tables {
+    type Error = StorageError;
+
+    fn get(&self, at: Point) -> Result<Option<Event>, StorageError> {
+        let Some(bytes) = self.engine.get(&self.revisions, &point_key(at))? else {
+            return Ok(None);
+        };
+        Tables::decode(at, bytes).map(Some)
+    }
+
+    fn scan(&self, from: Point, limit: usize) -> Result<Vec<(Point, Event)>, StorageError> {
+        self.scan_in(&self.engine.snapshot()?, from, limit)
+    }
+}
+
+/// The tables with the changes of the round under way.
+#[derive(Debug)]
+pub(crate) struct EngineStore {
+    tables: Tables,
+    staged: BTreeMap<Point, Option<Event>>,
+    batch: Batch,
+}
+
+impl EngineStore {
+    pub(crate) fn new(tables: Tables) -> EngineStore {
+        EngineStore {
+            tables,
+            staged: BTreeMap::new(),
+            batch: Batch::new(),
+        }
+    }
+
+    pub(crate) fn put_lease(&mut self, id: i64, ttl_s: i64) {
+        self.batch.put(
+            &self.tables.leases,
+            id.to_be_bytes().to_vec(),
+            ttl_s.to_be_bytes().to_vec(),
+        );
+    }
+
+    pub(crate) fn delete_lease(&mut self, id: i64) {
+        self.batch.delete(&self.tables.leases, id.to_be_bytes().to_vec());
+    }
+
+    /// Makes the round visible, with where it ends.
+    pub(crate) fn commit(&mut self, meta: &MetaRecord) -> Result<(), StorageError> {
+        self.batch.put(&self.tables.meta, META_KEY, meta.encode_to_vec());
+        self.tables.engine.write(std::mem::take(&mut self.batch))?;
+        self.staged.clear();
+        Ok(())
+    }
+}
+
+impl RevisionReader for EngineStore {
+    type Error = StorageError;
+
+    fn get(&self, at: Point) -> Result<Option<Event>, StorageError> {
+        match self.staged.get(&at) {
+            Some(staged) => Ok(staged.clone()),
+            None => self.tables.get(at),
+        }
+    }
+
+    fn scan(&self, from: Point, limit: usize) -> Result<Vec<(Point, Event)>, StorageError> {
+        assert!(self.staged.is_empty(), "nobody scans in the middle of a round");
+        self.tables.scan(from, limit)
+    }
+}
+
+impl RevisionStore for EngineStore {
+    fn put(&mut self, at: Point, event: &Event) -> Result<(), StorageError> {
+        self.batch.put(
+            &self.tables.revisions,
+            point_key(at).to_vec(),
+            EventRecord::of(event).encode_to_vec(),
+        );
+        self.staged.insert(at, Some(event.clone()));
+        Ok(())
+    }
+
+    fn delete(&mut self, at: Point) -> Result<(), StorageError> {
+        self.batch.delete(&self.tables.revisions, point_key(at).to_vec());
+        self.staged.insert(at, None);
+        Ok(())
+    }
+}

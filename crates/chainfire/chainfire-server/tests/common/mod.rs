@@ -1,0 +1,278 @@
+//! A cluster of member processes on loopback, with its own certificate authority.
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
+use std::{
+    net::{Ipv4Addr, TcpListener},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, SystemTime},
+};
+
+use chainfire_client::{Client, ClientConfig};
+use hearth_service::{
+    config::TlsConfig,
+    pki::{Authority, LEAF_LIFETIME, LeafRequest},
+    tls::Identity,
+};
+use tokio::time::{Instant, sleep};
+
+/// Longest wait for anything in a test.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+pub struct Member {
+    pub name: String,
+    pub client: String,
+    pub peer: String,
+    pub dir: PathBuf,
+    child: Option<Child>,
+}
+
+impl Member {
+    /// SIGKILL, as a power cut for the process.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        let pid = self.child.as_ref().unwrap().id();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.cast_signed()), signal).unwrap();
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
+    pub fn start(&mut self) {
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.dir.join("log"))
+            .unwrap();
+        let child = Command::new(program())
+            .arg(self.dir.join("conf.toml"))
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        self.child = Some(child);
+    }
+
+    /// Runs it to its end, for starts that must fail; exit code and what it said.
+    pub fn run_to_end(&self) -> (Option<i32>, String) {
+        let out = Command::new(program())
+            .arg(self.dir.join("conf.toml"))
+            .output()
+            .unwrap();
+        let text = [out.stdout, out.stderr].concat();
+        (out.status.code(), String::from_utf8_lossy(&text).into_owned())
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+pub struct Cluster {
+    pub members: Vec<Member>,
+    authority: Authority,
+    dir: tempfile::TempDir,
+}
+
+impl Cluster {
+    /// Starts `count` members and waits until they serve.
+    pub async fn start(count: usize) -> Cluster {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::create("hearth.internal", SystemTime::now()).unwrap();
+        let mut cluster = Cluster {
+            members: Vec::new(),
+            authority,
+            dir,
+        };
+        let ports = free_ports(2 * count);
+        for (n, pair) in ports.chunks(2).enumerate() {
+            let name = format!("m{n}");
+            let member_dir = cluster.dir.path().join(&name);
+            std::fs::create_dir(&member_dir).unwrap();
+            cluster.members.push(Member {
+                name,
+                client: format!("127.0.0.1:{}", pair[0]),
+                peer: format!("127.0.0.1:{}", pair[1]),
+                dir: member_dir,
+                child: None,
+            });
+        }
+        let tls = cluster.leaf("service/chainfire");
+        for n in 0..count {
+            let text = cluster.config(n, &tls);
+            std::fs::write(cluster.members[n].dir.join("conf.toml"), text).unwrap();
+            cluster.members[n].start();
+        }
+        cluster.ready().await;
+        cluster
+    }
+
+    fn config(&self, own: usize, tls: &TlsConfig) -> String {
+        let own = &self.members[own];
+        let mut text = format!(
+            "[service]\nname = \"{}\"\ndata_dir = \"{}\"\nlog_level = \"info\"\nshutdown_grace_s = 5\n\
+             [tls]\nca = \"{}\"\ncert = \"{}\"\nkey = \"{}\"\n\
+             [chainfire]\nmember = \"{}\"\ncluster = \"test\"\nlisten_client = \"{}\"\nlisten_peer = \"{}\"\n\
+             plaintext_loopback = true\n",
+            own.name,
+            own.dir.join("data").display(),
+            tls.ca.display(),
+            tls.cert.display(),
+            tls.key.display(),
+            own.name,
+            own.client,
+            own.peer
+        );
+        for member in &self.members {
+            text += &format!(
+                "[[chainfire.members]]\nname = \"{}\"\nclient = \"{}\"\npeer = \"{}\"\n",
+                member.name, member.client, member.peer
+            );
+        }
+        text
+    }
+
+    fn leaf(&self, path: &str) -> TlsConfig {
+        let request = LeafRequest {
+            trust_domain: "hearth.internal".into(),
+            path: path.into(),
+            dns: vec!["localhost".into()],
+            ips: vec![Ipv4Addr::LOCALHOST.into()],
+            lifetime: LEAF_LIFETIME,
+        };
+        let issued = self.authority.issue(&request, SystemTime::now()).unwrap();
+        let file = |suffix: &str, text: &str| -> PathBuf {
+            let path: &Path = self.dir.path();
+            let path = path.join(format!("{}.{suffix}", request.path.replace('/', "-")));
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        TlsConfig {
+            ca: file("ca", self.authority.cert_pem()),
+            cert: file("crt", &issued.cert_pem),
+            key: file("key", &issued.key_pem),
+        }
+    }
+
+    pub fn endpoints(&self) -> Vec<String> {
+        self.members.iter().map(|member| member.client.clone()).collect()
+    }
+
+    /// A client with an identity (`operator/root`, `service/aegis`, ...).
+    pub fn client(&self, path: &str) -> Client {
+        let identity = Identity::load(&self.leaf(path)).unwrap();
+        Client::connect(&ClientConfig::new(self.endpoints()), Some(identity)).unwrap()
+    }
+
+    /// A client with an identity that talks to one member only.
+    pub fn client_of(&self, member: usize, path: &str) -> Client {
+        let identity = Identity::load(&self.leaf(path)).unwrap();
+        Client::connect(
+            &ClientConfig::new([self.members[member].client.clone()]),
+            Some(identity),
+        )
+        .unwrap()
+    }
+
+    /// A client without a certificate, as etcdctl is.
+    pub fn plain(&self) -> Client {
+        Client::connect(&ClientConfig::new(self.endpoints()), None).unwrap()
+    }
+
+    /// Waits until every running member answers a linearizable read.
+    pub async fn ready(&self) {
+        for member in self.members.iter().filter(|member| member.child.is_some()) {
+            let client = Client::connect(&ClientConfig::new([member.client.clone()]), None).unwrap();
+            eventually(&format!("{} serves", member.name), async || {
+                client.get("ready").await.is_ok()
+            })
+            .await;
+        }
+    }
+
+    /// Index of the leader.
+    pub async fn leader(&self) -> usize {
+        let client = self.plain();
+        let end = Instant::now() + PATIENCE;
+        while Instant::now() < end {
+            for (n, (_, status)) in client.status().await.into_iter().enumerate() {
+                if status.is_ok_and(|status| status.leader == status.id) {
+                    return n;
+                }
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+        panic!("no leader in {PATIENCE:?}\n{}", self.logs());
+    }
+
+    pub fn logs(&self) -> String {
+        self.members
+            .iter()
+            .map(|member| format!("--- {}\n{}", member.name, member.log()))
+            .collect()
+    }
+
+    /// Runs etcdctl against all members; `None` when it is not installed.
+    pub fn etcdctl(&self, args: &[&str]) -> Option<std::process::Output> {
+        Command::new("etcdctl")
+            .env("ETCDCTL_API", "3")
+            .arg(format!("--endpoints={}", self.endpoints().join(",")))
+            .args(args)
+            .output()
+            .ok()
+    }
+}
+
+/// The example binary beside this test.
+fn program() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    test.parent()
+        .and_then(Path::parent)
+        .unwrap()
+        .join("examples/member")
+}
+
+/// Ports that were free a moment ago, all different.
+pub fn free_ports(count: usize) -> Vec<u16> {
+    let held: Vec<TcpListener> = (0..count)
+        .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
+        .collect();
+    held.iter()
+        .map(|listener| listener.local_addr().unwrap().port())
+        .collect()
+}
+
+/// Waits until `check` holds.
+pub async fn eventually(what: &str, mut check: impl AsyncFnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while Instant::now() < end {
+        if check().await {
+            return;
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    panic!("not within {PATIENCE:?}: {what}");
+}
