@@ -1,0 +1,163 @@
+//! `flashdns.toml`.
+
+use std::{collections::BTreeSet, net::IpAddr, net::SocketAddr};
+
+use chainfire_client::ClientConfig;
+use flashdns_core::{DnsName, name::NameError, reverse::NetworkError, reverse::ReverseNetwork};
+use hearth_service::config::{ServiceConfig, TlsConfig};
+use serde::{Deserialize, Serialize};
+
+/// The whole configuration file of a FlashDNS process.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Name, data folder, logging.
+    pub service: ServiceConfig,
+    /// Our certificate; it also is our identity at Chainfire.
+    pub tls: TlsConfig,
+    /// Where Chainfire is.
+    pub chainfire_client: ClientConfig,
+    /// What FlashDNS itself needs.
+    pub flashdns: FlashDnsConfig,
+}
+
+/// The `[flashdns]` table.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FlashDnsConfig {
+    /// Addresses that answer DNS, each over UDP and TCP. Replies to a query sent to a wildcard address leave
+    /// from whatever address the kernel picks, so name the addresses that clients use.
+    pub listen_dns: Vec<SocketAddr>,
+    /// Address of the REST API, health and metrics (HTTPS).
+    pub listen_api: SocketAddr,
+    /// The internal zone: running VMs are `NAME.PROJECT.domain`.
+    pub domain: String,
+    /// Networks whose reverse zones are served: /8, /16 or /24, for IPv6 a multiple of 4.
+    #[serde(default)]
+    pub reverse_networks: Vec<String>,
+    /// Base URL of Aegis, told to callers that come without a valid token.
+    pub aegis_url: String,
+    /// Addresses of the zones' name server `ns.domain`, the same in every server's file. Empty: the
+    /// addresses of `listen_dns`.
+    #[serde(default)]
+    pub nameserver_addresses: Vec<IpAddr>,
+    /// Threads that answer UDP on each address. 0: one per core, at most two.
+    #[serde(default)]
+    pub udp_threads: usize,
+}
+
+/// A value of the `[flashdns]` table that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// No address to answer on.
+    #[error("`listen_dns` is empty; name at least one address, for example \"127.0.0.1:5300\"")]
+    NoListener,
+    /// The domain is not a name, or the root.
+    #[error("`domain` `{domain}` is not a domain name")]
+    Domain {
+        /// As it was given.
+        domain: String,
+        /// What is wrong with it, unless it is the root.
+        source: Option<NameError>,
+    },
+    /// A network without a reverse zone.
+    #[error("`reverse_networks` cannot be used")]
+    Network(#[from] NetworkError),
+}
+
+/// The zones that a server makes by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Zones {
+    /// The internal zone.
+    pub domain: DnsName,
+    /// Reverse zones, each once.
+    pub reverse: Vec<DnsName>,
+    /// Addresses of `ns.domain`.
+    pub servers: Vec<IpAddr>,
+}
+
+impl FlashDnsConfig {
+    /// The zones this configuration asks for.
+    ///
+    /// # Errors
+    /// [`SettingsError`] names the value that cannot be used.
+    pub fn zones(&self) -> Result<Zones, SettingsError> {
+        if self.listen_dns.is_empty() {
+            return Err(SettingsError::NoListener);
+        }
+        let bad_domain = |source| SettingsError::Domain {
+            domain: self.domain.clone(),
+            source,
+        };
+        let domain: DnsName = self.domain.parse().map_err(|error| bad_domain(Some(error)))?;
+        if domain == DnsName::root() {
+            return Err(bad_domain(None));
+        }
+        let mut reverse = BTreeSet::new();
+        for text in &self.reverse_networks {
+            let network: ReverseNetwork = text.parse()?;
+            reverse.insert(network.zone().map_err(|source| bad_domain(Some(source)))?);
+        }
+        let mut servers = self.nameserver_addresses.clone();
+        if servers.is_empty() {
+            let listening = self.listen_dns.iter().map(SocketAddr::ip);
+            servers = listening.filter(|address| !address.is_unspecified()).collect();
+        }
+        servers.sort_unstable();
+        servers.dedup();
+        Ok(Zones {
+            domain,
+            reverse: reverse.into_iter().collect(),
+            servers,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(text: &str) -> FlashDnsConfig {
+        let rest = "listen_api = \"127.0.0.1:0\"\naegis_url = \"https://127.0.0.1:8443\"\n";
+        serde_json::from_value(
+            toml::from_str::<toml::Value>(&format!("{rest}{text}"))
+                .map(|value| serde_json::to_value(value).unwrap())
+                .unwrap(),
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn zones_of_a_configuration() {
+        let zones = table(
+            "listen_dns = [\"127.0.0.1:5300\", \"0.0.0.0:53\"]\ndomain = \"Hearth.internal\"\n\
+             reverse_networks = [\"10.77.0.0/16\", \"127.77.0.0/16\", \"10.77.0.0/16\"]",
+        )
+        .zones()
+        .unwrap();
+        assert_eq!(zones.domain.to_string(), "hearth.internal.");
+        let reverse: Vec<String> = zones.reverse.iter().map(ToString::to_string).collect();
+        assert_eq!(reverse, ["77.10.in-addr.arpa.", "77.127.in-addr.arpa."]);
+        assert_eq!(zones.servers, ["127.0.0.1".parse::<IpAddr>().unwrap()]);
+    }
+
+    #[test]
+    fn values_that_cannot_be_used_are_named() {
+        let error = |text: &str| table(text).zones().unwrap_err();
+        assert!(matches!(
+            error("listen_dns = []\ndomain = \"a\""),
+            SettingsError::NoListener
+        ));
+        let listen = "listen_dns = [\"127.0.0.1:53\"]\n";
+        assert!(matches!(
+            error(&format!("{listen}domain = \"a..b\"")),
+            SettingsError::Domain { .. }
+        ));
+        assert!(matches!(
+            error(&format!("{listen}domain = \".\"")),
+            SettingsError::Domain { .. }
+        ));
+        let network = format!("{listen}domain = \"a\"\nreverse_networks = [\"10.0.0.0/20\"]");
+        assert!(matches!(error(&network), SettingsError::Network(_)));
+    }
+}

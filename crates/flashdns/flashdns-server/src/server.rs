@@ -1,0 +1,236 @@
+//! A FlashDNS process: binds its ports, starts its tasks.
+
+use std::{io, net::SocketAddr, sync::Arc};
+
+use arc_swap::ArcSwap;
+use chainfire_client::Client;
+use flashdns_core::Snapshot;
+use hearth_service::{
+    health::{self, Health},
+    server::{BindError, Listener, ServeOptions, serve},
+    tasks::{Kind, Tasks, chain},
+    tls::{ClientAuth, Identity, TlsError},
+};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+};
+
+use crate::{
+    config::{Config, SettingsError},
+    feed,
+    keeper::{Event, Keeper, QUEUE},
+    metrics::Metrics,
+    persist,
+    state::{Source, State},
+    tcp, udp,
+    zones::ZoneError,
+};
+
+/// UDP threads per address when the configuration leaves it to us.
+const MAX_DEFAULT_THREADS: usize = 2;
+/// Attempts to find a port that is free over TCP and UDP, when port 0 was asked for.
+const PORT_ATTEMPTS: usize = 16;
+
+/// What every path that answers needs.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) published: Arc<ArcSwap<Snapshot>>,
+    pub(crate) metrics: Metrics,
+}
+
+/// Why a server could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration cannot be used.
+    #[error("the configuration cannot be used")]
+    Settings(#[from] SettingsError),
+    /// The zones cannot be made from the configuration.
+    #[error("the zones cannot be made")]
+    Zones(#[from] ZoneError),
+    /// Certificate or key cannot be used.
+    #[error("the TLS identity cannot be used")]
+    Tls(#[from] TlsError),
+    /// A Chainfire endpoint is not an address.
+    #[error("the Chainfire endpoints cannot be used")]
+    Chainfire(#[source] chainfire_client::Error),
+    /// A DNS port is taken.
+    #[error("cannot listen for DNS on {address}; `hearth doctor` says who holds the port")]
+    Dns {
+        /// The address asked for.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The API's port is taken.
+    #[error(transparent)]
+    Api(#[from] BindError),
+    /// The data folder cannot be made.
+    #[error("cannot make the data folder")]
+    Folder(#[source] io::Error),
+}
+
+/// A server whose ports are bound.
+#[derive(Debug)]
+pub struct Server {
+    identity: Identity,
+    client: Client,
+    api: Listener,
+    udp: Vec<std::net::UdpSocket>,
+    tcp: Vec<TcpListener>,
+    addresses: Vec<SocketAddr>,
+    state: State,
+    folder: std::path::PathBuf,
+    shared: Arc<Shared>,
+    health: Health,
+}
+
+impl Server {
+    /// Checks the configuration, reads the last state and binds every port. Nothing is answered yet.
+    ///
+    /// # Errors
+    /// [`StartError`] names what cannot be used.
+    pub async fn bind(config: &Config) -> Result<Self, StartError> {
+        let zones = Arc::new(config.flashdns.zones()?);
+        let identity = Identity::load(&config.tls)?;
+        let client = Client::connect(&config.chainfire_client, Some(identity.clone()))
+            .map_err(StartError::Chainfire)?;
+        let metrics = Metrics::default();
+        let health = Health::new(&config.service.name);
+        health.register(|registry| metrics.register(registry));
+        let folder = config.service.data_dir.clone();
+        std::fs::create_dir_all(&folder).map_err(StartError::Folder)?;
+        let mut state = State::new(zones, metrics.clone())?;
+        match persist::load(&folder) {
+            Ok(Some(saved)) => {
+                tracing::info!(entries = saved.entries.len(), "answering from the last state");
+                state.restore(saved);
+            }
+            Ok(None) => {}
+            Err(error) => {
+                let folder = folder.display();
+                tracing::error!(%folder, error = %chain(&error), "starting without the last state");
+            }
+        }
+        let (mut udp, mut tcp, mut addresses) = (Vec::new(), Vec::new(), Vec::new());
+        let threads = match config.flashdns.udp_threads {
+            0 => std::thread::available_parallelism()
+                .map_or(1, usize::from)
+                .min(MAX_DEFAULT_THREADS),
+            given => given,
+        };
+        for &address in &config.flashdns.listen_dns {
+            let (listener, sockets) = bind_both(address, threads)
+                .await
+                .map_err(|source| StartError::Dns { address, source })?;
+            addresses.push(
+                listener
+                    .local_addr()
+                    .map_err(|source| StartError::Dns { address, source })?,
+            );
+            tcp.push(listener);
+            udp.extend(sockets);
+        }
+        let api = Listener::bind(config.flashdns.listen_api).await?;
+        let published = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
+        let shared = Arc::new(Shared { published, metrics });
+        Ok(Self {
+            identity,
+            client,
+            api,
+            udp,
+            tcp,
+            addresses,
+            state,
+            folder,
+            shared,
+            health,
+        })
+    }
+
+    /// Addresses that answer DNS, in the order of the configuration.
+    #[must_use]
+    pub fn dns_addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Address of the API.
+    #[must_use]
+    pub fn api_address(&self) -> SocketAddr {
+        self.api.local_addr()
+    }
+
+    /// Starts every task in `tasks` and returns; they end with the group.
+    pub fn start(self, tasks: &Tasks) {
+        let (events, queue) = mpsc::channel::<Event>(QUEUE);
+        let (mark, due) = watch::channel(0);
+        let keeper = Keeper {
+            state: self.state,
+            published: self.shared.published.clone(),
+            metrics: self.shared.metrics.clone(),
+            health: self.health.clone(),
+            folder: self.folder,
+            mark,
+            live: [false; 2],
+            waiters: Vec::new(),
+        };
+        tasks.spawn("keeper", Kind::Critical, keeper.run(queue, tasks.clone()));
+        for source in Source::ALL {
+            let feed = feed::run(source, self.client.clone(), events.clone(), tasks.clone());
+            tasks.spawn("feed", Kind::Critical, feed);
+        }
+        tasks.spawn(
+            "mark",
+            Kind::Critical,
+            feed::keep_mark(self.client, due, tasks.clone()),
+        );
+        for socket in self.udp {
+            tasks.spawn(
+                "dns-udp",
+                Kind::Critical,
+                udp::run(socket, self.shared.clone(), tasks.clone()),
+            );
+        }
+        for listener in self.tcp {
+            tasks.spawn(
+                "dns-tcp",
+                Kind::Critical,
+                tcp::run(listener, self.shared.clone(), tasks.clone()),
+            );
+        }
+        let router = health::router(self.health);
+        let options = ServeOptions::tls(self.identity, ClientAuth::Optional);
+        let api = serve(self.api, router, options, tasks.clone());
+        tasks.spawn("api", Kind::Critical, async move { Ok(api.await?) });
+    }
+}
+
+/// Binds one address over TCP, and over UDP with as many sockets as threads. With port 0 both get the same.
+async fn bind_both(
+    address: SocketAddr,
+    threads: usize,
+) -> io::Result<(TcpListener, Vec<std::net::UdpSocket>)> {
+    let mut attempt = 0;
+    loop {
+        let listener = tcp::bind(address).await?;
+        let bound = listener.local_addr()?;
+        let sockets: io::Result<Vec<_>> = (0..threads).map(|_| udp::bind(bound)).collect();
+        match sockets {
+            Ok(sockets) => return Ok((listener, sockets)),
+            Err(_) if address.port() == 0 && attempt < PORT_ATTEMPTS => attempt += 1,
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Runs a FlashDNS process until its tasks are asked to stop.
+///
+/// # Errors
+/// [`StartError`] when it cannot start; later failures end the task group.
+pub async fn run(config: Config, tasks: Tasks) -> Result<(), StartError> {
+    let server = Server::bind(&config).await?;
+    tracing::info!(dns = ?server.dns_addresses(), api = %server.api_address(), "listening");
+    server.start(&tasks);
+    tasks.stopping().await;
+    Ok(())
+}
