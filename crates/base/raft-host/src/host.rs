@@ -120,6 +120,9 @@ pub struct Output {
 }
 
 /// All groups of one node. See the crate's documentation.
+///
+/// One host a thread: raft-engine caches the last block it read per thread, by file and offset but not by engine,
+/// and would hand one host another's entries. (The simulator runs many on one thread, and empties that cache.)
 pub struct Host<F: FileSystem> {
     config: HostConfig,
     log: Log<F>,

@@ -23,6 +23,11 @@ fn every_planted_bug_is_found_within_its_budget() {
     for (bug, budget) in Bug::ALL {
         let found = sim::find_bug(bug, 0, budget, 3).unwrap();
         let report = found.unwrap_or_else(|| panic!("{} was not found in {budget} seeds", bug.name()));
-        eprintln!("{}: seed {}: {}", bug.name(), report.options.seed, report.violation.unwrap());
+        eprintln!(
+            "{}: seed {}: {}",
+            bug.name(),
+            report.options.seed,
+            report.violation.unwrap()
+        );
     }
 }

@@ -94,6 +94,14 @@ impl Disk {
         lock(&self.state).sync_fails = true;
     }
 
+    /// Nothing is wrong with the disk from now on.
+    pub(crate) fn heal(&self) {
+        let mut state = lock(&self.state);
+        state.full = false;
+        state.sync_fails = false;
+        state.sync_delay = Duration::ZERO;
+    }
+
     /// Whether a sync has failed since the last question.
     pub(crate) fn take_sync_failed(&self) -> bool {
         std::mem::take(&mut lock(&self.state).sync_failed)

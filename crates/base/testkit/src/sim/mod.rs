@@ -5,6 +5,7 @@
 //!   messages and disks fail -> heal -> progress? members equal? one leader a term? history linearizable?
 //! ```
 
+mod block_cache;
 mod clients;
 mod disk;
 mod faults;
@@ -19,6 +20,7 @@ mod world;
 use std::path::PathBuf;
 
 pub use faults::{Fault, Faults};
+pub use node::show_panics;
 pub use options::{Bug, Mode, Options};
 
 use node::State;

@@ -338,8 +338,7 @@ impl World<'_> {
         let ids: Vec<u64> = self.nodes.keys().copied().collect();
         for id in ids {
             self.with_node(id, |n| {
-                n.disk.set_full(false);
-                n.disk.set_sync_delay(Duration::ZERO);
+                n.disk.heal();
                 n.paused_until = 0;
             });
             if self.nodes.get(&id).is_some_and(|n| n.state == State::Down) {

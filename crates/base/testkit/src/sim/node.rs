@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kv_engine::MemoryDisk;
@@ -21,13 +22,21 @@ thread_local! {
     static QUIET: Cell<bool> = const { Cell::new(false) };
 }
 
+/// Whether panics of simulated hosts are printed all the same.
+static SHOW_PANICS: AtomicBool = AtomicBool::new(false);
+
+/// Prints the panics of simulated hosts, for somebody who looks into one seed.
+pub fn show_panics(show: bool) {
+    SHOW_PANICS.store(show, Ordering::Relaxed);
+}
+
 /// Keeps the panics of simulated hosts from being printed; all others are, as before.
 pub(crate) fn install_panic_hook() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            if !QUIET.with(Cell::get) {
+            if !QUIET.with(Cell::get) || SHOW_PANICS.load(Ordering::Relaxed) {
                 before(info);
             }
         }));
@@ -155,6 +164,7 @@ impl Node {
             machine: Box::new(machine),
         };
         let file_system = self.disk.file_system();
+        super::block_cache::evict()?;
         let opened = quietly(|| Host::open(config, file_system, vec![group]))
             .map_err(|panic| format!("opening panicked: {panic}"))?;
         self.host = Some(opened.map_err(|e| e.to_string())?);
@@ -182,6 +192,7 @@ impl Node {
 
     /// One round over everything that waits. `Err` says why the host stopped.
     pub(crate) fn round(&mut self) -> Result<(Output, Duration), String> {
+        super::block_cache::evict()?;
         let inputs = std::mem::take(&mut self.inbox);
         let Some(host) = &mut self.host else {
             return Err("not running".to_owned());
@@ -193,5 +204,12 @@ impl Node {
     pub(crate) fn leads(&self) -> Option<u64> {
         let info = self.host.as_ref()?.leader(GROUP)?;
         (info.role == Role::Leader).then_some(info.term)
+    }
+}
+
+impl Drop for Node {
+    /// The log engine syncs when it goes; on a disk that is about to fail a sync that would be a loud end.
+    fn drop(&mut self) {
+        self.stop(State::Removed);
     }
 }
