@@ -27,8 +27,16 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Role {
+    /// A member of the store
+    Chainfire(RoleArgs),
+    /// Sign-in, rights and certificates
+    Aegis(RoleArgs),
     /// The name server
     Flashdns(RoleArgs),
+    /// The control plane of virtual machines
+    Plasmavmc(RoleArgs),
+    /// A node's agent: runs its virtual machines
+    Agent(RoleArgs),
     /// Starts the processes of DIR/conf/processes.toml in order and restarts what dies
     Supervise {
         /// The data folder that `hearth cluster init` made
@@ -59,7 +67,11 @@ struct RoleArgs {
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().role {
+        Role::Chainfire(args) => roles::chainfire(&args),
+        Role::Aegis(args) => roles::aegis(&args),
         Role::Flashdns(args) => roles::flashdns(&args),
+        Role::Plasmavmc(args) => roles::plasmavmc(&args),
+        Role::Agent(args) => roles::agent(&args),
         Role::Supervise { data_dir, detach } => supervise::run(&data_dir, detach),
     };
     match outcome {

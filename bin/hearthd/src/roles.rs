@@ -19,6 +19,34 @@ pub(crate) fn flashdns(args: &RoleArgs) -> Result<()> {
     )
 }
 
+pub(crate) fn chainfire(args: &RoleArgs) -> Result<()> {
+    serve(
+        args,
+        |c: &chainfire_server::Config| &c.service,
+        chainfire_server::run,
+    )
+}
+
+pub(crate) fn aegis(args: &RoleArgs) -> Result<()> {
+    serve(args, |c: &iam_server::Config| &c.service, iam_server::run)
+}
+
+pub(crate) fn plasmavmc(args: &RoleArgs) -> Result<()> {
+    serve(
+        args,
+        |c: &plasmavmc_server::Config| &c.service,
+        plasmavmc_server::run,
+    )
+}
+
+pub(crate) fn agent(args: &RoleArgs) -> Result<()> {
+    serve(
+        args,
+        |c: &plasmavmc_agent::Config| &c.service,
+        plasmavmc_agent::run,
+    )
+}
+
 /// Reads the configuration, then runs the role until a signal or the failure of a critical task.
 fn serve<C, R, F, E>(args: &RoleArgs, service: fn(&C) -> &ServiceConfig, run: R) -> Result<()>
 where

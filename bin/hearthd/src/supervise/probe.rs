@@ -1,5 +1,8 @@
 //! Asks a process whether it can do its work.
 
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -29,12 +32,26 @@ impl Probe {
     /// `target` as in the plan.
     pub(crate) async fn is_ready(&self, target: &str) -> bool {
         if let Some(path) = target.strip_prefix("unix:") {
-            let connected = tokio::time::timeout(LIMIT, tokio::net::UnixStream::connect(path)).await;
-            return matches!(connected, Ok(Ok(_)));
+            return matches!(
+                tokio::time::timeout(LIMIT, connect(Path::new(path))).await,
+                Ok(Ok(()))
+            );
         }
         match self.http.get(target).send().await {
             Ok(answer) => answer.status().is_success(),
             Err(_) => false,
         }
     }
+}
+
+/// A socket's path has at most 107 bytes; through its folder's handle any folder will do.
+async fn connect(path: &Path) -> std::io::Result<()> {
+    let folder = File::open(path.parent().unwrap_or(Path::new("/")))?;
+    let name = path
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    tokio::net::UnixStream::connect(format!("/proc/self/fd/{}/{name}", folder.as_raw_fd())).await?;
+    Ok(())
 }

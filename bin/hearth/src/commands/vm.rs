@@ -1,0 +1,229 @@
+//! Virtual machines.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use hearth_types::{ErrorKind, Name};
+use plasmavmc_client::PlasmaClient;
+use plasmavmc_client::types::{Vm, VmCreate, VmState, VmStop};
+
+use super::{Env, console};
+use crate::cli::{Vm as Command, VmCreate as CreateArgs, Wait};
+use crate::failure::fail;
+use crate::output::{Progress, Row, bytes, note};
+
+/// Longest wait where the user gives none.
+pub(crate) const WAIT_LIMIT: Duration = Duration::from_secs(300);
+const LOOK: Duration = Duration::from_millis(250);
+/// A failure that lasts so long is reported; the node goes on trying.
+const FAILED_FOR: Duration = Duration::from_secs(10);
+/// Most VMs that a listing shows.
+const LIST_LIMIT: usize = 100_000;
+
+impl Row for Vm {
+    const HEADER: &'static [&'static str] = &[
+        "name", "state", "address", "node", "cpus", "memory", "image", "dns",
+    ];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.name.to_string(),
+            self.state.to_string(),
+            self.address.map_or_else(|| "-".to_owned(), |a| a.to_string()),
+            self.node.clone().unwrap_or_else(|| "-".to_owned()),
+            self.vcpus.to_string(),
+            bytes(self.memory_bytes),
+            self.image.clone(),
+            self.dns_name.clone(),
+        ]
+    }
+}
+
+pub(crate) async fn run(env: &Env, command: Command) -> Result<()> {
+    let client = env.context.plasmavmc()?;
+    let project = env.context.project(env.global.project.as_ref())?;
+    match command {
+        Command::Create(args) => create(env, &client, &project, args).await,
+        Command::List => env.out.list(&client.all_vms(&project, LIST_LIMIT).await?),
+        Command::Show { name } => show(env, &client.get_vm(&project, &existing(&name)?).await?),
+        Command::Start { name, wait } => {
+            let name = existing(&name)?;
+            let vm = client.start_vm(&project, &name).await?;
+            settle(env, &client, vm, &wait).await
+        }
+        Command::Stop {
+            name,
+            force,
+            grace,
+            wait,
+        } => {
+            let name = existing(&name)?;
+            let vm = client
+                .stop_vm(
+                    &project,
+                    &name,
+                    &VmStop {
+                        force,
+                        timeout_s: grace,
+                    },
+                )
+                .await?;
+            settle(env, &client, vm, &wait).await
+        }
+        Command::Reset { name } => show(env, &client.reset_vm(&project, &existing(&name)?).await?),
+        Command::Delete { name, wait } => delete(&client, &project, &existing(&name)?, &wait).await,
+        Command::Console { name } => console::run(&client, &project, &existing(&name)?).await,
+    }
+}
+
+/// A name that no VM can have is a VM that does not exist; saying why helps more.
+fn existing(name: &str) -> Result<Name> {
+    name.parse().map_err(|error| {
+        fail(
+            ErrorKind::InvalidArgument,
+            format!("`{name}` cannot be a VM's name: {error}"),
+            "`hearth vm list` shows the names",
+        )
+    })
+}
+
+async fn create(env: &Env, client: &PlasmaClient, project: &Name, args: CreateArgs) -> Result<()> {
+    let mut request = VmCreate::new(args.name, args.image);
+    request.vcpus = args.cpus;
+    request.memory_bytes = args.memory;
+    request.disk_bytes = args.disk.unwrap_or(0);
+    for file in &args.ssh_key {
+        let keys = read(file)?;
+        request.ssh_keys.extend(
+            keys.lines()
+                .map(str::trim)
+                .filter(|k| !k.is_empty())
+                .map(str::to_owned),
+        );
+    }
+    if let Some(file) = &args.user_data {
+        request.user_data = read(file)?;
+    }
+    // The key makes a repeated request, after a broken connection, the same request.
+    let key = uuid::Uuid::now_v7().to_string();
+    let vm = client.create_vm(project, &request, Some(&key)).await?;
+    settle(env, client, vm, &args.wait).await
+}
+
+fn read(file: &PathBuf) -> Result<String> {
+    std::fs::read_to_string(file).with_context(|| format!("cannot read `{}`", file.display()))
+}
+
+/// Waits when asked to, then shows the VM.
+async fn settle(env: &Env, client: &PlasmaClient, vm: Vm, wait: &Wait) -> Result<()> {
+    if !wait.wait {
+        return show(env, &vm);
+    }
+    let mut progress = Progress::new();
+    let limit = Duration::from_secs(wait.timeout);
+    let vm = wait_settled(client, &vm.project, &vm.name, limit, &mut progress).await?;
+    drop(progress);
+    show(env, &vm)
+}
+
+/// Until the VM is as it is wanted. Losing the connection meanwhile loses nothing.
+pub(crate) async fn wait_settled(
+    client: &PlasmaClient,
+    project: &Name,
+    name: &Name,
+    limit: Duration,
+    progress: &mut Progress,
+) -> Result<Vm> {
+    let begin = Instant::now();
+    let mut failed_since = None;
+    let mut last = VmState::Scheduled;
+    while begin.elapsed() < limit {
+        match client.get_vm(project, name).await {
+            Ok(vm) if vm.is_settled() => return Ok(vm),
+            Ok(vm) => {
+                let why = vm.state_reason.clone().unwrap_or_default();
+                progress.show(format!(
+                    "{name}: {}{}{why}",
+                    vm.state,
+                    if why.is_empty() { "" } else { ", " }
+                ));
+                last = vm.state;
+                if vm.state != VmState::Failed {
+                    failed_since = None;
+                } else if failed_since.get_or_insert_with(Instant::now).elapsed() > FAILED_FOR {
+                    return Err(fail(
+                        ErrorKind::FailedPrecondition,
+                        format!("the VM `{name}` could not be made so: {why}"),
+                        format!(
+                            "its node tries again; `hearth vm show {name}` shows it, `hearth vm delete {name}` gives up"
+                        ),
+                    ));
+                }
+            }
+            Err(error) if error.kind() == Some(ErrorKind::Unavailable) => {
+                progress.show(format!("{name}: waiting for PlasmaVMC"));
+            }
+            Err(error) => return Err(error.into()),
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    Err(fail(
+        ErrorKind::DeadlineExceeded,
+        format!("the VM `{name}` was still {last} after {} s", limit.as_secs()),
+        format!("it goes on; `hearth vm show {name}` shows it, --timeout waits longer"),
+    ))
+}
+
+async fn delete(client: &PlasmaClient, project: &Name, name: &Name, wait: &Wait) -> Result<()> {
+    let vm = client.delete_vm(project, name).await?;
+    if !wait.wait {
+        note(format!("deleting the VM `{name}`"));
+        return Ok(());
+    }
+    let mut progress = Progress::new();
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(wait.timeout) {
+        match client.get_vm(project, name).await {
+            Err(error) if error.is_not_found() => {
+                drop(progress);
+                note(format!("deleted the VM `{name}`"));
+                return Ok(());
+            }
+            // Somebody made a new one of the same name: ours is gone.
+            Ok(now) if now.id != vm.id => return Ok(()),
+            Ok(now) => progress.show(format!("{name}: {}", now.state)),
+            Err(error) if error.kind() == Some(ErrorKind::Unavailable) => {
+                progress.show(format!("{name}: waiting for PlasmaVMC"));
+            }
+            Err(error) => return Err(error.into()),
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    Err(fail(
+        ErrorKind::DeadlineExceeded,
+        format!("the VM `{name}` was still being deleted after {} s", wait.timeout),
+        "it goes on; the same command waits for it again",
+    ))
+}
+
+fn show(env: &Env, vm: &Vm) -> Result<()> {
+    let people = [
+        ("name", vm.name.to_string()),
+        ("id", vm.id.to_string()),
+        ("project", vm.project.to_string()),
+        ("state", vm.state.to_string()),
+        ("why", vm.state_reason.clone().unwrap_or_default()),
+        ("address", vm.address.map(|a| a.to_string()).unwrap_or_default()),
+        ("dns name", vm.dns_name.clone()),
+        ("node", vm.node.clone().unwrap_or_default()),
+        ("cpus", vm.vcpus.to_string()),
+        ("memory", bytes(vm.memory_bytes)),
+        ("disk", bytes(vm.disk_bytes)),
+        ("image", vm.image.clone()),
+        ("accelerator", vm.accelerator.clone().unwrap_or_default()),
+        ("created", vm.created_at.clone()),
+        ("started", vm.started_at.clone().unwrap_or_default()),
+    ];
+    env.out.one(vm, &people)
+}
