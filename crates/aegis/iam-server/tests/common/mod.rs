@@ -46,6 +46,7 @@ pub(crate) struct Server {
     pub(crate) router: Router,
     pub(crate) store: MemoryStore,
     pub(crate) ca_key: String,
+    pub(crate) ca_cert: String,
 }
 
 pub(crate) struct Answer {
@@ -82,6 +83,7 @@ pub(crate) async fn server() -> Server {
         router,
         store,
         ca_key: secrets.ca_key.unwrap(),
+        ca_cert: secrets.ca_cert,
     }
 }
 
