@@ -29,7 +29,7 @@ impl Store {
             generation: vm.value.generation + 1,
             ..vm.value.clone()
         };
-        let assign = assignment_of(&record, 0);
+        let assign = assignment_of(&record);
         let vm_key = keys::vm(record.project_id, record.id);
         let txn = Txn::new().when([unchanged(&vm_key, vm.revision)]).then([
             encode(&vm_key, &record)?,
@@ -43,12 +43,14 @@ impl Store {
     }
 }
 
-pub(crate) fn assignment_of(vm: &VmRecord, nudges: u64) -> AssignRecord {
+/// A fresh assignment of a VM as it is wanted now.
+pub(crate) fn assignment_of(vm: &VmRecord) -> AssignRecord {
     AssignRecord {
         version: VERSION,
         project_id: vm.project_id,
         epoch: vm.placed.epoch,
         generation: vm.generation,
-        nudges,
+        nudges: 0,
+        nudged_at_ms: 0,
     }
 }

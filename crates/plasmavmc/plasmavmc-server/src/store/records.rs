@@ -98,9 +98,12 @@ pub(crate) struct AssignRecord {
     pub(crate) project_id: ProjectId,
     pub(crate) epoch: u64,
     pub(crate) generation: u64,
-    /// Raised to have an unchanged assignment sent once more.
+    /// How often it was written unchanged, to have it sent once more.
     #[serde(default)]
     pub(crate) nudges: u64,
+    /// When that was last.
+    #[serde(default)]
+    pub(crate) nudged_at_ms: i64,
 }
 
 impl Record for AssignRecord {

@@ -14,6 +14,9 @@ use super::records::{AllocRecord, AssignRecord, ClaimRecord, ObservedRecord, VmR
 use super::vm::alloc_op;
 use super::{Store, StoreError, Stored, decode, encode, keys, node, power, unchanged, while_doing};
 
+/// A node is nudged about a VM ever more seldom, at the end every 64 times the first wait.
+const MAX_DOUBLINGS: u64 = 6;
+
 /// Everything at about one time: leftovers can be told from it.
 #[derive(Debug)]
 pub(crate) struct Picture {
@@ -109,11 +112,13 @@ impl Store {
                 Step::Release => {
                     swept.released += u64::from(self.release_vm(vm, Some(leader.clone())).await?)
                 }
-                Step::NodeActs => {
-                    let done = self.assign_again(&picture, vm, leader, now_ms, stuck_ms).await?;
+                step @ (Step::NodeActs | Step::Settled | Step::Lost) => {
+                    let waits = step == Step::NodeActs && picture.waits(&vm.value, now_ms, stuck_ms);
+                    let done = self
+                        .assign_again(&picture, vm, leader, waits.then_some(now_ms))
+                        .await?;
                     swept.assigned += u64::from(done);
                 }
-                Step::Settled | Step::Lost => {}
             }
         }
         let known: BTreeMap<VmId, &VmRecord> =
@@ -135,35 +140,33 @@ impl Store {
         Ok(swept)
     }
 
-    /// Writes an assignment that is missing or has waited too long for its node, so that its session sends it again.
+    /// Writes an assignment that is missing, or nudges one that has waited too long for its node, so that its session
+    /// sends it again.
     async fn assign_again(
         &self,
         picture: &Picture,
         vm: &Stored<VmRecord>,
         leader: &Compare,
-        now_ms: i64,
-        stuck_ms: i64,
+        nudge_at_ms: Option<i64>,
     ) -> Result<bool, StoreError> {
         let record = &vm.value;
         let key = keys::assign(&record.placed.node, record.id);
         let existing = picture.assigned.get(&key);
-        let since = picture
-            .observed
-            .get(&record.id)
-            .map_or(record.created_at_ms, |seen| seen.value.accepted_at_ms);
-        let alive = picture.alive.contains(&keys::session(&record.placed.node));
-        if existing.is_some() && !(alive && now_ms - since >= stuck_ms) {
-            return Ok(false);
-        }
-        let nudges = existing.map_or(0, |assign| assign.value.nudges + 1);
+        let assign = match (existing, nudge_at_ms) {
+            (None, _) => power::assignment_of(record),
+            (Some(_), None) => return Ok(false),
+            (Some(existing), Some(now_ms)) => AssignRecord {
+                nudges: existing.value.nudges + 1,
+                nudged_at_ms: now_ms,
+                ..power::assignment_of(record)
+            },
+        };
         let guards = [
             unchanged(&keys::vm(record.project_id, record.id), vm.revision),
             unchanged(&key, existing.map_or(0, |assign| assign.revision)),
             leader.clone(),
         ];
-        let txn = Txn::new()
-            .when(guards)
-            .then([encode(&key, &power::assignment_of(record, nudges))?]);
+        let txn = Txn::new().when(guards).then([encode(&key, &assign)?]);
         Ok(self.txn("assigning a VM again", txn).await?.succeeded)
     }
 
@@ -199,6 +202,22 @@ impl Store {
 }
 
 impl Picture {
+    /// True when a node that is there has not reported anything about a VM for too long. Each nudge doubles the wait:
+    /// a guest that has switched itself off waits for ever, and that is nobody's fault.
+    fn waits(&self, vm: &VmRecord, now_ms: i64, stuck_ms: i64) -> bool {
+        let seen = self
+            .observed
+            .get(&vm.id)
+            .map_or(vm.created_at_ms, |seen| seen.value.accepted_at_ms);
+        let (nudges, nudged_at_ms) = self
+            .assigned
+            .get(&keys::assign(&vm.placed.node, vm.id))
+            .map_or((0, 0), |assign| (assign.value.nudges, assign.value.nudged_at_ms));
+        let wait_ms = stuck_ms << nudges.min(MAX_DOUBLINGS);
+        let alive = self.alive.contains(&keys::session(&vm.placed.node));
+        alive && now_ms - seen.max(nudged_at_ms) >= wait_ms
+    }
+
     fn phase_of(&self, vm: &VmRecord) -> Phase {
         self.observed
             .get(&vm.id)

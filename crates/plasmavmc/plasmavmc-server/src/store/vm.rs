@@ -8,10 +8,8 @@ use chainfire_client::{Compare, KeyValue, Op, Txn, prefix_end};
 use hearth_types::{Name, ProjectId, VmId};
 use plasmavmc_core::Phase;
 
-use super::records::{
-    AllocRecord, AssignRecord, ClaimRecord, ImageRecord, ObservedRecord, VERSION, VmRecord,
-};
-use super::{Store, StoreError, Stored, decode, encode, keys, pairs, unchanged, while_doing};
+use super::records::{AllocRecord, ClaimRecord, ImageRecord, ObservedRecord, VERSION, VmRecord};
+use super::{Store, StoreError, Stored, decode, encode, keys, pairs, power, unchanged, while_doing};
 use crate::store::node::NodeSnapshot;
 
 /// Most records read in one transaction (etcd allows 128 operations).
@@ -261,13 +259,7 @@ fn creation_txn(creation: &Creation<'_>) -> Result<Txn, StoreError> {
         vm: vm.id,
         request_sha256: None,
     };
-    let assign = AssignRecord {
-        version: VERSION,
-        project_id: vm.project_id,
-        epoch: vm.placed.epoch,
-        generation: vm.generation,
-        nudges: 0,
-    };
+    let assign = power::assignment_of(vm);
     let vm_key = keys::vm(vm.project_id, vm.id);
     let name_key = keys::vm_name(vm.project_id, &vm.name);
     let address_key = keys::address(vm.placed.address);

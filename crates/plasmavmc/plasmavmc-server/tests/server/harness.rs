@@ -17,6 +17,7 @@ use iam_client::testing::{DOMAIN, TestWorld};
 use iam_client::{Node, Role};
 use plasmavmc_client::{PlasmaClient, StaticToken, tls_from_ca};
 use plasmavmc_server::{Parts, PlasmaConfig, serve};
+use tokio::runtime::Runtime;
 
 /// Longest wait for anything in a test.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -91,10 +92,11 @@ pub(crate) struct Cluster {
     pub(crate) store: Client,
 }
 
-/// One running server.
+/// One running server, on a runtime of its own so that it can be killed.
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     tasks: Tasks,
+    runtime: Option<Runtime>,
 }
 
 impl Server {
@@ -102,16 +104,25 @@ impl Server {
         self.address.to_string()
     }
 
-    /// Stops it and waits for its end.
+    /// Stops it in good order and waits for its end.
     pub(crate) async fn stop(self) {
         self.tasks.stop("the test stops the server");
         assert!(self.tasks.finished(PATIENCE).await, "the server did not stop");
+    }
+
+    /// Cuts it off wherever it is: every task ends at its next await, nothing is said to anyone.
+    pub(crate) fn kill(mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.tasks.stop("the test is over");
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 
@@ -188,22 +199,42 @@ impl Cluster {
     }
 
     pub(crate) async fn server_with(&self, name: &str, config: PlasmaConfig) -> Server {
-        let listener = Listener::bind(config.listen).await.unwrap();
-        let address = listener.local_addr();
-        let parts = Parts {
-            name: name.to_owned(),
-            data_dir: self.folder.path().join("images-of-all"),
-            identity: self.identity("service/plasmavmc"),
-            chainfire: Client::connect(&ClientConfig::new([self.etcd.endpoint.clone()]), None).unwrap(),
-            authorizer: self.world.authorizer(),
-            config,
-        };
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
         let tasks = Tasks::new();
+        let (name, data_dir, identity) = (
+            name.to_owned(),
+            self.data_dir(),
+            self.identity("service/plasmavmc"),
+        );
+        let (etcd, authorizer) = (self.etcd.endpoint.clone(), self.world.authorizer());
+        let (say, bound) = tokio::sync::oneshot::channel();
         let stop = tasks.clone();
+        let inside = runtime.enter();
         tasks.spawn("server", Kind::Critical, async move {
+            let listener = Listener::bind(config.listen).await?;
+            let chainfire = Client::connect(&ClientConfig::new([etcd]), None)?;
+            let _ = say.send(listener.local_addr());
+            let parts = Parts {
+                name,
+                data_dir,
+                identity,
+                chainfire,
+                authorizer,
+                config,
+            };
             serve(parts, listener, stop).await.map_err(Into::into)
         });
-        Server { address, tasks }
+        drop(inside);
+        let address = bound.await.expect("the server starts");
+        Server {
+            address,
+            tasks,
+            runtime: Some(runtime),
+        }
     }
 
     pub(crate) fn data_dir(&self) -> PathBuf {

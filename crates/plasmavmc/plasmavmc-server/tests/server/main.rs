@@ -9,5 +9,9 @@
 
 mod agent;
 mod harness;
+mod images;
 mod lifecycle;
 mod openapi;
+mod races;
+mod restarts;
+mod rights;
