@@ -34,8 +34,7 @@ pub fn delete(delete: &DeleteRange) -> Result<(), OpError> {
     non_empty(delete.keys.start())
 }
 
-/// Checks a transaction: sizes and keys first, then that no key is written twice. An operation of no kind is
-/// `None` in etcd's messages; whoever converts them answers [`OpError::KeyNotFound`] for it.
+/// Checks a transaction: sizes and keys first, then that no key is written twice.
 pub fn txn(txn: &Txn) -> Result<(), OpError> {
     sizes(txn, MAX_TXN_OPS, 0)?;
     written(&txn.success)?;
@@ -66,6 +65,7 @@ fn sizes(txn: &Txn, budget: usize, depth: usize) -> Result<(), OpError> {
             Op::Put(op) => put(op)?,
             Op::Delete(op) => delete(op)?,
             Op::Txn(op) => sizes(op, budget - used, depth + 1)?,
+            Op::Nothing => return Err(OpError::KeyNotFound),
         }
     }
     Ok(())

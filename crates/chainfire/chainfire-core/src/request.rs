@@ -158,6 +158,8 @@ pub enum Op {
     Put(Put),
     Delete(DeleteRange),
     Txn(Txn),
+    /// A message that names no operation: refused by [`crate::check`], with etcd's odd error.
+    Nothing,
 }
 
 /// A transaction.
@@ -174,7 +176,7 @@ impl Txn {
     pub fn is_read_only(&self) -> bool {
         self.success.iter().chain(&self.failure).all(|op| match op {
             Op::Range(_) => true,
-            Op::Put(_) | Op::Delete(_) => false,
+            Op::Put(_) | Op::Delete(_) | Op::Nothing => false,
             Op::Txn(txn) => txn.is_read_only(),
         })
     }

@@ -177,6 +177,7 @@ impl<S: RevisionStore> Writer<'_, S> {
                 }
                 self.check_lease(put.lease)
             }
+            Op::Nothing => Err(OpError::KeyNotFound),
             _ => Ok(()),
         })?;
         on_path(txn, &path, &mut |op| match op {
@@ -201,6 +202,8 @@ impl<S: RevisionStore> Writer<'_, S> {
                 (Op::Delete(delete), _) => OpReply::Delete(self.delete(delete)?),
                 (Op::Txn(txn), Some(path)) => OpReply::Txn(self.run(txn, path)?),
                 (Op::Txn(_), None) => unreachable!("every transaction on the path has a path"),
+                // Checked before it was proposed; refused here too, whoever proposed it.
+                (Op::Nothing, _) => return Err(OpError::KeyNotFound.into()),
             };
             outcome.replies.push(reply);
         }

@@ -63,23 +63,14 @@ pub(crate) fn delete(message: pb::DeleteRangeRequest) -> DeleteRange {
     }
 }
 
-/// Converts a transaction; an operation of no kind, or a comparison of an unknown one, is refused as etcd refuses the
-/// former.
+/// Converts a transaction; what is wrong with it is told by [`check::txn`], but for a nesting too deep to convert and
+/// for comparisons that this release does not know.
 pub(crate) fn txn(message: pb::TxnRequest) -> Result<Txn, OpError> {
     nested_txn(message, 0)
 }
 
 fn nested_txn(message: pb::TxnRequest, depth: usize) -> Result<Txn, OpError> {
     if depth > check::MAX_TXN_DEPTH {
-        return Err(OpError::TooManyOps);
-    }
-    // Sizes are told before what is wrong with a single operation, as in etcd.
-    let longest = message
-        .compare
-        .len()
-        .max(message.success.len())
-        .max(message.failure.len());
-    if longest > check::MAX_TXN_OPS {
         return Err(OpError::TooManyOps);
     }
     let ops = |ops: Vec<pb::RequestOp>| {
@@ -99,11 +90,12 @@ fn nested_txn(message: pb::TxnRequest, depth: usize) -> Result<Txn, OpError> {
 }
 
 fn op(message: pb::RequestOp, depth: usize) -> Result<Op, OpError> {
-    Ok(match message.request.ok_or(OpError::KeyNotFound)? {
-        OpRequest::RequestRange(message) => Op::Range(range(message)?),
-        OpRequest::RequestPut(message) => Op::Put(put(message)),
-        OpRequest::RequestDeleteRange(message) => Op::Delete(delete(message)),
-        OpRequest::RequestTxn(message) => Op::Txn(nested_txn(message, depth + 1)?),
+    Ok(match message.request {
+        Some(OpRequest::RequestRange(message)) => Op::Range(range(message)?),
+        Some(OpRequest::RequestPut(message)) => Op::Put(put(message)),
+        Some(OpRequest::RequestDeleteRange(message)) => Op::Delete(delete(message)),
+        Some(OpRequest::RequestTxn(message)) => Op::Txn(nested_txn(message, depth + 1)?),
+        None => Op::Nothing,
     })
 }
 

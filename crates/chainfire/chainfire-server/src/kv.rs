@@ -38,6 +38,7 @@ fn authorise(caller: &Caller, txn: &Txn) -> Result<(), OpError> {
             Op::Put(put) => caller.write(&chainfire_core::KeyRange::single(put.key.clone()))?,
             Op::Delete(delete) => caller.write(&delete.keys)?,
             Op::Txn(txn) => authorise(caller, txn)?,
+            Op::Nothing => {}
         }
     }
     Ok(())
@@ -60,7 +61,7 @@ fn writes_data(txn: &Txn) -> bool {
     txn.success.iter().chain(&txn.failure).any(|op| match op {
         Op::Put(_) => true,
         Op::Txn(txn) => writes_data(txn),
-        Op::Range(_) | Op::Delete(_) => false,
+        Op::Range(_) | Op::Delete(_) | Op::Nothing => false,
     })
 }
 

@@ -1,6 +1,11 @@
 //! A cluster of member processes on loopback, with its own certificate authority.
+//!
+//! A member's process is this test binary itself, started again with [`MEMBER_CONFIG`] set: so it is always built from
+//! the code under test.
 #![allow(
     dead_code,
+    unreachable_pub,
+    missing_docs,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
@@ -57,8 +62,7 @@ impl Member {
             .append(true)
             .open(self.dir.join("log"))
             .unwrap();
-        let child = Command::new(program())
-            .arg(self.dir.join("conf.toml"))
+        let child = program(&self.dir.join("conf.toml"))
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .stdin(Stdio::null())
@@ -69,10 +73,7 @@ impl Member {
 
     /// Runs it to its end, for starts that must fail; exit code and what it said.
     pub fn run_to_end(&self) -> (Option<i32>, String) {
-        let out = Command::new(program())
-            .arg(self.dir.join("conf.toml"))
-            .output()
-            .unwrap();
+        let out = program(&self.dir.join("conf.toml")).output().unwrap();
         let text = [out.stdout, out.stderr].concat();
         (out.status.code(), String::from_utf8_lossy(&text).into_owned())
     }
@@ -246,13 +247,40 @@ impl Cluster {
     }
 }
 
-/// The example binary beside this test.
-fn program() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    test.parent()
-        .and_then(Path::parent)
-        .unwrap()
-        .join("examples/member")
+/// Tells a started copy of this binary which member it is.
+const MEMBER_CONFIG: &str = "CHAINFIRE_TEST_MEMBER_CONFIG";
+
+/// The command that runs this binary as a member.
+fn program(config: &Path) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", "common::member_process", "--nocapture"])
+        .env(MEMBER_CONFIG, config);
+    command
+}
+
+/// Not a test: the body of a member's process. Does nothing when the tests run.
+#[test]
+fn member_process() {
+    let Some(path) = std::env::var_os(MEMBER_CONFIG) else {
+        return;
+    };
+    if let Err(error) = serve(Path::new(&path)) {
+        eprintln!("{}", hearth_service::tasks::chain(error.as_ref()));
+        std::process::exit(1);
+    }
+}
+
+fn serve(path: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let config: chainfire_server::Config = hearth_service::config::load(path)?;
+    hearth_service::telemetry::init(&config.service);
+    let grace = Duration::from_secs(config.service.shutdown_grace_s);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let tasks = hearth_service::tasks::Tasks::new();
+        chainfire_server::run(config, tasks.clone()).await?;
+        Ok(tasks.run_until_signal(grace).await?)
+    })
 }
 
 /// Ports that were free a moment ago, all different.
