@@ -11,14 +11,6 @@ use serde::de::DeserializeOwned;
 
 use crate::RoleArgs;
 
-pub(crate) fn flashdns(args: &RoleArgs) -> Result<()> {
-    serve(
-        args,
-        |c: &flashdns_server::Config| &c.service,
-        flashdns_server::run,
-    )
-}
-
 pub(crate) fn chainfire(args: &RoleArgs) -> Result<()> {
     serve(
         args,
@@ -29,6 +21,14 @@ pub(crate) fn chainfire(args: &RoleArgs) -> Result<()> {
 
 pub(crate) fn aegis(args: &RoleArgs) -> Result<()> {
     serve(args, |c: &iam_server::Config| &c.service, iam_server::run)
+}
+
+pub(crate) fn flashdns(args: &RoleArgs) -> Result<()> {
+    serve(
+        args,
+        |c: &flashdns_server::Config| &c.service,
+        flashdns_server::run,
+    )
 }
 
 pub(crate) fn plasmavmc(args: &RoleArgs) -> Result<()> {
