@@ -3,6 +3,7 @@
 //! ```text
 //! DATA/images/SHA256        whole images; a file here is complete and has this hash
 //! DATA/images/incoming/ID   uploads under way; emptied at start
+//! DATA/images/.lock         held by the one server that uses the folder
 //! ```
 //!
 //! An upload becomes an image by one rename, after it was hashed, looked into and synced. Bytes are kept per server
@@ -10,6 +11,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
@@ -26,6 +28,9 @@ const HEAD_BYTES: usize = 4096;
 /// Bytes sent to an agent at once (the protocol allows 1 MiB).
 pub(crate) const FETCH_CHUNK: usize = 256 << 10;
 
+/// How long the sender of an upload may be silent.
+const MAX_SILENCE: Duration = Duration::from_secs(60);
+
 /// What images are held to.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ImageLimits {
@@ -40,7 +45,7 @@ pub(crate) enum ImageError {
     TooLarge { max: u64 },
     #[error("the image's SHA-256 is {actual}, not {expected}: it was changed or cut short on its way")]
     Checksum { expected: String, actual: String },
-    #[error("the upload broke off after {bytes} bytes")]
+    #[error("the upload broke off after {bytes} bytes: {why}")]
     Broken { bytes: u64, why: String },
     #[error(transparent)]
     Content(#[from] qcow2::Refused),
@@ -60,6 +65,8 @@ pub(crate) struct Inspected {
 pub(crate) struct ImageFiles {
     folder: PathBuf,
     limits: ImageLimits,
+    /// Locked as long as this server lives.
+    _lock: Arc<std::fs::File>,
     /// Held while a file and its record come or go together.
     pub(crate) changing: Arc<Mutex<()>>,
 }
@@ -93,6 +100,15 @@ impl ImageFiles {
     /// Opens the folder and removes what interrupted uploads have left.
     pub(crate) async fn open(data_dir: &Path, limits: ImageLimits) -> std::io::Result<Self> {
         let folder = data_dir.join("images");
+        fs::create_dir_all(&folder).await?;
+        let lock = std::fs::File::create(folder.join(".lock"))?;
+        lock.try_lock().map_err(|error| match error {
+            std::fs::TryLockError::WouldBlock => std::io::Error::new(
+                std::io::ErrorKind::ResourceBusy,
+                "another server uses it; give each its own",
+            ),
+            std::fs::TryLockError::Error(error) => error,
+        })?;
         let incoming = folder.join("incoming");
         match fs::remove_dir_all(&incoming).await {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
@@ -102,6 +118,7 @@ impl ImageFiles {
         Ok(Self {
             folder,
             limits,
+            _lock: Arc::new(lock),
             changing: Arc::new(Mutex::new(())),
         })
     }
@@ -129,7 +146,7 @@ impl ImageFiles {
         };
         let (mut hash, mut bytes, mut head) = (Sha256::new(), 0_u64, Vec::new());
         let mut body = std::pin::pin!(body);
-        while let Some(chunk) = body.next().await {
+        while let Some(chunk) = next_chunk(&mut body, bytes).await? {
             let chunk = chunk.map_err(|error| ImageError::Broken {
                 bytes,
                 why: error.to_string(),
@@ -201,6 +218,20 @@ impl ImageFiles {
             Ok((!chunk.is_empty()).then(|| (chunk.freeze(), file)))
         })))
     }
+}
+
+/// The next piece of an upload, unless the sender has fallen silent.
+async fn next_chunk<T>(
+    body: &mut (impl Stream<Item = T> + Unpin),
+    bytes: u64,
+) -> Result<Option<T>, ImageError> {
+    let silent = |_| ImageError::Broken {
+        bytes,
+        why: format!("nothing came for {} seconds", MAX_SILENCE.as_secs()),
+    };
+    tokio::time::timeout(MAX_SILENCE, body.next())
+        .await
+        .map_err(silent)
 }
 
 /// True for 64 lower-case hexadecimal digits; nothing else ever becomes a part of a path.

@@ -23,8 +23,9 @@ fn body(parts: &[&'static [u8]]) -> impl Stream<Item = Result<Bytes, std::io::Er
 
 fn leftovers(folder: &tempfile::TempDir) -> usize {
     let images = folder.path().join("images");
+    // The lock and the folder of uploads stay.
     let incoming = std::fs::read_dir(images.join("incoming")).unwrap().count();
-    incoming + std::fs::read_dir(images).unwrap().count() - 1
+    incoming + std::fs::read_dir(images).unwrap().count() - 2
 }
 
 const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
@@ -79,7 +80,7 @@ async fn nothing_is_left_of_what_is_refused_or_breaks_off() {
         ImageFormat::Raw,
         ABC,
     );
-    tokio::time::timeout(std::time::Duration::from_millis(20), cut)
+    tokio::time::timeout(Duration::from_millis(20), cut)
         .await
         .unwrap_err();
     drop(
@@ -90,6 +91,10 @@ async fn nothing_is_left_of_what_is_refused_or_breaks_off() {
     );
     assert_eq!(leftovers(&folder), 0);
     std::fs::write(folder.path().join("images/incoming/old"), b"x").unwrap();
-    ImageFiles::open(folder.path(), files.limits).await.unwrap();
+    let second = ImageFiles::open(folder.path(), files.limits).await.unwrap_err();
+    assert_eq!(second.kind(), std::io::ErrorKind::ResourceBusy);
+    let limits = files.limits;
+    drop(files);
+    ImageFiles::open(folder.path(), limits).await.unwrap();
     assert_eq!(leftovers(&folder), 0);
 }

@@ -6,11 +6,12 @@
 
 use std::time::Duration;
 
-use chainfire_client::{Error, Leadership, WatchOptions, WatchUpdate};
+use chainfire_client::{Error, Leadership, WatchOptions, WatchUpdate, Watcher};
 use hearth_service::tasks::{Tasks, chain};
 
 use crate::app::vm::now_ms;
 use crate::metrics::Metrics;
+use crate::store::sweep::Swept;
 use crate::store::{Store, keys};
 
 /// Seconds after which a silent leader is replaced.
@@ -62,22 +63,40 @@ async fn lead(
 
 /// Sweeps every period, and at once when a node's session begins or ends.
 async fn sweep_forever(store: &Store, leadership: &Leadership, metrics: &Metrics, period: Duration) {
-    let mut sessions = store.client().watch_with(WatchOptions::prefix(keys::SESSIONS));
+    let mut sessions = watch_sessions(store);
     loop {
         match store.sweep(&leadership.guard(), now_ms(), STUCK_MS).await {
             Ok(swept) => {
                 metrics.leftovers_deleted.inc_by(swept.leftovers);
                 metrics.vms_released.inc_by(swept.released);
-                if swept != crate::store::sweep::Swept::default() {
+                if swept != Swept::default() {
                     tracing::info!(?swept, "sweep repaired something");
                 }
             }
             Err(error) => tracing::warn!(error = %chain(&error), "the sweep could not be finished"),
         }
-        let woken = async {
-            // An ended watcher leaves the period to wake the sweep.
-            while let Ok(WatchUpdate::Progress { .. }) = sessions.next().await {}
-        };
-        let _ = tokio::time::timeout(period, woken).await;
+        match tokio::time::timeout(period, changed(&mut sessions)).await {
+            Ok(true) | Err(_) => {}
+            Ok(false) => {
+                // A watcher that fails at once must not make the sweep spin.
+                tokio::time::sleep(period).await;
+                sessions = watch_sessions(store);
+            }
+        }
+    }
+}
+
+fn watch_sessions(store: &Store) -> Watcher {
+    store.client().watch_with(WatchOptions::prefix(keys::SESSIONS))
+}
+
+/// Waits for a change. False: the watcher has ended.
+async fn changed(watcher: &mut Watcher) -> bool {
+    loop {
+        match watcher.next().await {
+            Ok(WatchUpdate::Progress { .. }) => {}
+            Ok(WatchUpdate::Events { .. }) => return true,
+            Ok(WatchUpdate::Compacted { .. }) | Err(_) => return false,
+        }
     }
 }

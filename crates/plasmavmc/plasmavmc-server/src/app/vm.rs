@@ -117,7 +117,8 @@ pub(crate) async fn create(
         .acquire()
         .await
         .map_err(|error| ApiError::internal("placing a VM", error))?;
-    place_and_write(app, &scope, request, &valid, image, key, &request_sha256).await
+    let placing = place_and_write(app, &scope, request, &valid, image, key, &request_sha256);
+    in_time(ctx, placing).await
 }
 
 async fn place_and_write(
@@ -380,6 +381,17 @@ pub(crate) async fn delete(app: &App, ctx: &OpContext, project: &str, vm: &str) 
         (record.desired != Desired::Deleted).then_some(wanted)
     })
     .await
+}
+
+/// Ends work that its caller does not wait for any more. Nothing is half-made then: every change is one transaction.
+async fn in_time<T>(ctx: &OpContext, work: impl Future<Output = Result<T, ApiError>>) -> Result<T, ApiError> {
+    tokio::time::timeout_at(ctx.deadline().into(), work)
+        .await
+        .unwrap_or_else(|_| {
+            let message = "the request took longer than it may; whether it took effect is not known";
+            Err(ApiError::new(ErrorKind::DeadlineExceeded, message)
+                .hint("look, then repeat it with the same idempotency key"))
+        })
 }
 
 /// Changes what is wanted of a VM, if `decide` says that it has to be changed. A VM that is being deleted stays so.

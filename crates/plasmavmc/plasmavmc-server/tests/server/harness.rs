@@ -1,7 +1,8 @@
-//! A cluster for one test: an etcd, certificates, a world of rights, servers. Everything goes when it is dropped.
+//! A cluster for one test: a store, certificates, a world of rights, servers. Everything goes when it is dropped.
 
+use std::ffi::OsStr;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -23,13 +24,18 @@ use tokio::runtime::Runtime;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 const PREFIX: &str = "/plasmavmc/";
 
-/// Debian's etcd on free loopback ports, without fsync.
-struct Etcd {
+/// The program that stands in for the store: a Chainfire member (`member CONFIG.toml`) instead of Debian's etcd.
+const CHAINFIRE: &str = "HEARTH_TEST_CHAINFIRE";
+
+/// The store of one test, on free loopback ports: Debian's etcd without fsync and TLS, or a Chainfire member.
+struct Store {
     process: Child,
     endpoint: String,
+    /// Chainfire knows its callers by certificate.
+    secure: bool,
 }
 
-impl Drop for Etcd {
+impl Drop for Store {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
@@ -44,8 +50,8 @@ fn free_port() -> u16 {
         .port()
 }
 
-impl Etcd {
-    fn start(folder: &std::path::Path) -> Self {
+impl Store {
+    fn etcd(folder: &Path) -> Self {
         let (client, peer) = (free_port(), free_port());
         let (client_url, peer_url) = (
             format!("http://127.0.0.1:{client}"),
@@ -78,15 +84,72 @@ impl Etcd {
         Self {
             process,
             endpoint: format!("127.0.0.1:{client}"),
+            secure: false,
+        }
+    }
+
+    fn chainfire(program: &OsStr, folder: &Path, pki: &Pki) -> Self {
+        let (client, peer) = (free_port(), free_port());
+        let tls = pki.files("service/chainfire");
+        let config = format!(
+            "[service]\nname = \"member\"\ndata_dir = \"{data}\"\n[tls]\nca = \"{ca}\"\ncert = \"{cert}\"\nkey = \"{key}\"\n\
+             [chainfire]\nmember = \"member\"\ncluster = \"test\"\nlisten_client = \"127.0.0.1:{client}\"\n\
+             listen_peer = \"127.0.0.1:{peer}\"\n[[chainfire.members]]\nname = \"member\"\n\
+             client = \"127.0.0.1:{client}\"\npeer = \"127.0.0.1:{peer}\"\n",
+            data = folder.join("chainfire").display(),
+            ca = tls.ca.display(),
+            cert = tls.cert.display(),
+            key = tls.key.display(),
+        );
+        let path = folder.join("chainfire.toml");
+        std::fs::write(&path, config).unwrap();
+        let log = std::fs::File::create(folder.join("chainfire.log")).unwrap();
+        let process = Command::new(program)
+            .arg(path)
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("the Chainfire member does not start");
+        Self {
+            process,
+            endpoint: format!("127.0.0.1:{client}"),
+            secure: true,
+        }
+    }
+}
+
+/// Certificates of one test.
+struct Pki {
+    folder: PathBuf,
+    authority: Authority,
+}
+
+impl Pki {
+    fn files(&self, path: &str) -> TlsConfig {
+        let file = |suffix: &str| self.folder.join(format!("{}.{suffix}", path.replace('/', "-")));
+        let request = LeafRequest {
+            trust_domain: DOMAIN.to_owned(),
+            path: path.to_owned(),
+            dns: vec!["localhost".to_owned()],
+            ips: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
+            lifetime: LEAF_LIFETIME,
+        };
+        let issued = self.authority.issue(&request, SystemTime::now()).unwrap();
+        std::fs::write(file("crt"), issued.cert_pem).unwrap();
+        std::fs::write(file("key"), issued.key_pem).unwrap();
+        TlsConfig {
+            ca: self.folder.join("ca.crt"),
+            cert: file("crt"),
+            key: file("key"),
         }
     }
 }
 
 /// Everything that servers and agents of one test share.
 pub(crate) struct Cluster {
-    etcd: Etcd,
+    process: Store,
     folder: tempfile::TempDir,
-    authority: Authority,
+    pki: Pki,
     pub(crate) world: TestWorld,
     pub(crate) tasks: Tasks,
     pub(crate) store: Client,
@@ -135,8 +198,20 @@ impl Drop for Cluster {
 impl Cluster {
     pub(crate) async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let etcd = Etcd::start(folder.path());
-        let store = Client::connect(&ClientConfig::new([etcd.endpoint.clone()]), None).unwrap();
+        let authority = Authority::create(DOMAIN, SystemTime::now()).unwrap();
+        std::fs::write(folder.path().join("ca.crt"), authority.cert_pem()).unwrap();
+        let pki = Pki {
+            folder: folder.path().to_owned(),
+            authority,
+        };
+        let process = match std::env::var_os(CHAINFIRE) {
+            Some(program) => Store::chainfire(&program, folder.path(), &pki),
+            None => Store::etcd(folder.path()),
+        };
+        let root = process
+            .secure
+            .then(|| Identity::load(&pki.files("operator/root")).unwrap());
+        let store = Client::connect(&ClientConfig::new([process.endpoint.clone()]), root).unwrap();
         let deadline = Instant::now() + PATIENCE;
         while store
             .with_deadline(Duration::from_millis(500))
@@ -144,16 +219,14 @@ impl Cluster {
             .await
             .is_err()
         {
-            assert!(Instant::now() < deadline, "etcd did not start");
+            assert!(Instant::now() < deadline, "the store did not start");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        let authority = Authority::create(DOMAIN, SystemTime::now()).unwrap();
-        std::fs::write(folder.path().join("ca.crt"), authority.cert_pem()).unwrap();
         let world = TestWorld::new().unwrap();
         Self {
-            etcd,
+            process,
             folder,
-            authority,
+            pki,
             world,
             tasks: Tasks::new(),
             store,
@@ -162,27 +235,7 @@ impl Cluster {
 
     /// The identity of a service or a node.
     pub(crate) fn identity(&self, path: &str) -> Identity {
-        let file = |suffix: &str| -> PathBuf {
-            self.folder
-                .path()
-                .join(format!("{}.{suffix}", path.replace('/', "-")))
-        };
-        let request = LeafRequest {
-            trust_domain: DOMAIN.to_owned(),
-            path: path.to_owned(),
-            dns: vec!["localhost".to_owned()],
-            ips: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
-            lifetime: LEAF_LIFETIME,
-        };
-        let issued = self.authority.issue(&request, SystemTime::now()).unwrap();
-        std::fs::write(file("crt"), issued.cert_pem).unwrap();
-        std::fs::write(file("key"), issued.key_pem).unwrap();
-        let tls = TlsConfig {
-            ca: self.folder.path().join("ca.crt"),
-            cert: file("crt"),
-            key: file("key"),
-        };
-        Identity::load(&tls).unwrap()
+        Identity::load(&self.pki.files(path)).unwrap()
     }
 
     pub(crate) fn config() -> PlasmaConfig {
@@ -207,16 +260,17 @@ impl Cluster {
         let tasks = Tasks::new();
         let (name, data_dir, identity) = (
             name.to_owned(),
-            self.data_dir(),
+            self.folder_of(name),
             self.identity("service/plasmavmc"),
         );
-        let (etcd, authorizer) = (self.etcd.endpoint.clone(), self.world.authorizer());
+        let (store, authorizer) = (self.process.endpoint.clone(), self.world.authorizer());
+        let secure = self.process.secure;
         let (say, bound) = tokio::sync::oneshot::channel();
         let stop = tasks.clone();
         let inside = runtime.enter();
         tasks.spawn("server", Kind::Critical, async move {
             let listener = Listener::bind(config.listen).await?;
-            let chainfire = Client::connect(&ClientConfig::new([etcd]), None)?;
+            let chainfire = Client::connect(&ClientConfig::new([store]), secure.then(|| identity.clone()))?;
             let _ = say.send(listener.local_addr());
             let parts = Parts {
                 name,
@@ -237,12 +291,18 @@ impl Cluster {
         }
     }
 
+    /// Where a server keeps its images: each its own, as on different machines.
+    fn folder_of(&self, server: &str) -> PathBuf {
+        self.folder.path().join(format!("data-{server}"))
+    }
+
+    /// The folder of the server of [`Self::ready`].
     pub(crate) fn data_dir(&self) -> PathBuf {
-        self.folder.path().join("images-of-all")
+        self.folder_of("vmc-1")
     }
 
     pub(crate) fn ca_pem(&self) -> &str {
-        self.authority.cert_pem()
+        self.pki.authority.cert_pem()
     }
 
     /// A user with a role somewhere; the token to sign in with.
@@ -253,7 +313,7 @@ impl Cluster {
     }
 
     pub(crate) fn client(&self, server: &Server, token: &str) -> PlasmaClient {
-        let tls = tls_from_ca(self.authority.cert_pem().as_bytes()).unwrap();
+        let tls = tls_from_ca(self.pki.authority.cert_pem().as_bytes()).unwrap();
         let url = format!("https://{}", server.address);
         PlasmaClient::new(&url, tls, Arc::new(StaticToken(token.to_owned()))).unwrap()
     }

@@ -129,7 +129,10 @@ async fn an_image_in_use_stays_and_an_unused_one_goes_with_its_bytes() {
 
     client.delete_image(&name("tiny")).await.unwrap();
     assert!(client.get_image(&name("tiny")).await.unwrap_err().is_not_found());
-    assert_eq!(files(&cluster), BTreeSet::from(["incoming".to_owned()]));
+    assert_eq!(
+        files(&cluster),
+        BTreeSet::from([".lock".to_owned(), "incoming".to_owned()])
+    );
     let left = cluster.store.list("/plasmavmc/v1/image").await.unwrap();
     assert!(left.kvs.is_empty());
 }

@@ -214,6 +214,57 @@ async fn the_same_idempotency_key_gives_the_same_vm() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_address_fits_the_nodes_network() {
+    let cluster = Cluster::start().await;
+    let (server, client, project) = cluster.ready().await;
+    let user = Size {
+        network: "user",
+        ..SMALL
+    };
+    let hub = || vec![server.endpoint()];
+    let _routed = SimAgent::start(&cluster, "node01", hub(), SMALL).await;
+    let agent = SimAgent::start(&cluster, "node02", hub(), user).await;
+    until("both nodes register", async || {
+        (client.list_nodes().await.unwrap().items.len() == 2).then_some(())
+    })
+    .await;
+    let request = VmCreate {
+        network_mode: Some("user".to_owned()),
+        ..VmCreate::new("web", "tiny")
+    };
+    let vm = client.create_vm(&project, &request, None).await.unwrap();
+    assert_eq!(vm.node.as_deref(), Some("node02"));
+    assert!(
+        vm.address.unwrap().to_string().starts_with("127.77."),
+        "{:?}",
+        vm.address
+    );
+    settled(&client, &project, "web").await;
+    let nic = agent
+        .guests()
+        .pop()
+        .unwrap()
+        .assignment
+        .spec
+        .unwrap()
+        .nic
+        .unwrap();
+    assert_eq!((nic.gateway.as_str(), nic.resolvers.len()), ("", 0));
+    let racked = serde_json::from_value(serde_json::json!({"rack": "node01"})).unwrap();
+    let request = VmCreate {
+        node_selector: racked,
+        ..VmCreate::new("db", "tiny")
+    };
+    let vm = client.create_vm(&project, &request, None).await.unwrap();
+    assert_eq!(vm.node.as_deref(), Some("node01"));
+    assert!(
+        vm.address.unwrap().to_string().starts_with("10.77."),
+        "{:?}",
+        vm.address
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_is_down_frees_nothing() {
     let cluster = Cluster::start().await;
     let (server, client, project) = cluster.ready().await;
