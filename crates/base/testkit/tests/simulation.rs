@@ -5,16 +5,14 @@ use testkit::sim::{self, Bug};
 
 #[test]
 fn three_members_survive() {
-    let summary = sim::run_many(0, 40, 3, |_| {}).unwrap_or_else(|e| panic!("{e}"));
-    eprintln!("{summary:?}");
+    let summary = sim::run_many(0, 40, 3, 1, |_| {}).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(summary.seeds, 40);
     assert!(summary.operations > 4_000, "{summary:?}");
 }
 
 #[test]
 fn five_members_survive() {
-    let summary = sim::run_many(1_000, 20, 5, |_| {}).unwrap_or_else(|e| panic!("{e}"));
-    eprintln!("{summary:?}");
+    let summary = sim::run_many(1_000, 20, 5, 1, |_| {}).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(summary.seeds, 20);
 }
 

@@ -18,6 +18,8 @@ mod rng;
 mod world;
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 pub use faults::{Fault, Faults};
 pub use node::show_panics;
@@ -109,10 +111,7 @@ pub fn run(options: &Options) -> std::io::Result<Report> {
         violation = history::check(&world.clients.records).err();
     }
     let records = &world.clients.records;
-    let journal = world
-        .journal
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let journal = world.journal.lock().unwrap_or_else(PoisonError::into_inner);
     Ok(Report {
         options: options.clone(),
         violation,
@@ -125,37 +124,83 @@ pub fn run(options: &Options) -> std::io::Result<Report> {
     })
 }
 
-/// Runs `seeds` seeds from `first` on, and stops at the first that fails. The error holds the seed's options and
-/// the command that repeats it.
+impl Summary {
+    /// Adds what other runs showed.
+    pub fn merge(&mut self, other: &Summary) {
+        self.seeds += other.seeds;
+        self.faults.merge(&other.faults);
+        self.operations += other.operations;
+        self.unknown += other.unknown;
+        self.simulated_ms += other.simulated_ms;
+        self.entries += other.entries;
+        self.repeated += other.repeated;
+    }
+
+    fn add(&mut self, report: &Report) {
+        self.seeds += 1;
+        self.faults.merge(&report.faults);
+        self.operations += report.operations;
+        self.unknown += report.unknown;
+        self.simulated_ms += report.simulated_ms;
+        self.entries += report.entries;
+    }
+}
+
+/// Runs one seed, and every hundredth twice. The error holds the seed's options and the command that repeats it.
+fn run_checked(seed: u64, members: u64) -> Result<(Report, bool), String> {
+    let options = Options::of(seed, members);
+    let once = || run(&options).map_err(|e| format!("seed {seed} could not run: {e}"));
+    let report = once()?;
+    if let Some(what) = &report.violation {
+        return Err(failure(&report.options, what));
+    }
+    let twice = seed.is_multiple_of(TWICE_EVERY);
+    if twice && once()?.trace != report.trace {
+        return Err(failure(&options, "two runs of this seed differ"));
+    }
+    Ok((report, twice))
+}
+
+/// Runs the `seeds` in a row from `first` on, `jobs` at a time (each on one thread), and stops when one fails.
+/// `progress` hears of each that passed.
 pub fn run_many(
     first: u64,
     seeds: u64,
     members: u64,
-    mut progress: impl FnMut(&Report),
+    jobs: usize,
+    progress: impl Fn(&Report) + Sync,
 ) -> Result<Summary, String> {
-    let mut summary = Summary::default();
-    for seed in first..first + seeds {
-        let options = Options::of(seed, members);
-        let report = run(&options).map_err(|e| format!("seed {seed} could not run: {e}"))?;
-        if let Some(what) = &report.violation {
-            return Err(failure(&report.options, what));
-        }
-        if seed % TWICE_EVERY == 0 {
-            let again = run(&options).map_err(|e| format!("seed {seed} could not run: {e}"))?;
-            if again.trace != report.trace {
-                return Err(failure(&options, "two runs of this seed differ"));
+    let next = AtomicU64::new(first);
+    let end = first + seeds;
+    let outcome = Mutex::new(Ok(Summary::default()));
+    let work = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= end {
+                return;
             }
-            summary.repeated += 1;
+            let result = run_checked(seed, members);
+            let mut outcome = outcome.lock().unwrap_or_else(PoisonError::into_inner);
+            match (&mut *outcome, result) {
+                (Ok(summary), Ok((report, twice))) => {
+                    summary.add(&report);
+                    summary.repeated += u64::from(twice);
+                    progress(&report);
+                }
+                (Ok(_), Err(failure)) => {
+                    *outcome = Err(failure);
+                    next.store(end, Ordering::Relaxed);
+                }
+                (Err(_), _) => {}
+            }
         }
-        summary.seeds += 1;
-        summary.faults.merge(&report.faults);
-        summary.operations += report.operations;
-        summary.unknown += report.unknown;
-        summary.simulated_ms += report.simulated_ms;
-        summary.entries += report.entries;
-        progress(&report);
-    }
-    Ok(summary)
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.max(1) {
+            scope.spawn(work);
+        }
+    });
+    outcome.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Looks for a planted bug: the first report, of at most `seeds` seeds, with a violation.
