@@ -14,7 +14,8 @@ use serde_json::Value;
 fn etcdctl_and_etcd_client_work_unchanged() -> Result<()> {
     // Built before the sandbox is entered: cargo may need the network.
     let client = rust_client()?;
-    Platform::scenario("--no-first-vm", &[store::NEED], |platform| {
+    Platform::scenario(&[store::NEED], |platform| {
+        platform.up("--no-first-vm")?;
         put_get_delete()?;
         transaction()?;
         watch()?;

@@ -16,6 +16,7 @@
 mod cmd;
 pub mod guest;
 mod image;
+pub mod leaks;
 mod platform;
 mod sandbox;
 pub mod store;

@@ -23,16 +23,16 @@ pub struct Platform {
 }
 
 impl Platform {
-    /// Runs `scenario` on a platform that has just come up with `up` (more words for `hearth up`), and on failure
-    /// shows the ends of its logs. Says `SKIPPED:` where this machine cannot.
+    /// Runs `scenario` on a platform of which nothing exists yet, and on failure shows the ends of its logs. Says
+    /// `SKIPPED:` where this machine cannot.
     ///
     /// # Errors
     /// The scenario's own.
-    pub fn scenario(up: &str, needs: &[Need], scenario: impl FnOnce(&Platform) -> Result<()>) -> Result<()> {
+    pub fn scenario(needs: &[Need], scenario: impl FnOnce(&Platform) -> Result<()>) -> Result<()> {
         let Some(platform) = Platform::enter(needs)? else {
             return Ok(());
         };
-        let outcome = platform.up(up).and_then(|()| scenario(&platform));
+        let outcome = scenario(&platform);
         if outcome.is_err() {
             platform.show_logs();
         }
@@ -67,13 +67,19 @@ impl Platform {
         &self.sandbox
     }
 
+    /// The image file that `hearth up` registers as `tiny`.
+    #[must_use]
+    pub fn image(&self) -> &Path {
+        &self.image
+    }
+
     /// The data folder.
     #[must_use]
     pub fn data(&self) -> &Path {
         &self.data
     }
 
-    /// `hearth up --data-dir DATA` with more words.
+    /// `hearth up` with more words.
     ///
     /// # Errors
     /// When it fails.
@@ -101,6 +107,7 @@ impl Platform {
     pub fn hearth_as(&self, who: &str, words: &str) -> Cmd {
         Cmd::new(&self.hearth)
             .env("HEARTH_CONFIG", self.sandbox.path().join(format!("{who}.toml")))
+            .env("HEARTH_DATA_DIR", &self.data)
             .env("HEARTH_TINY_IMAGE", &self.image)
             .env("HOME", self.sandbox.path())
             .words(words)
@@ -121,6 +128,19 @@ impl Platform {
     /// When it fails.
     pub fn vm(&self, name: &str) -> Result<Value> {
         self.json(&format!("vm show {name}"))
+    }
+
+    /// Waits until a VM is in `state` and no change is outstanding.
+    ///
+    /// # Errors
+    /// At the limit: what `hearth vm show` says.
+    pub fn settled(&self, name: &str, state: &str, seconds: u64) -> Result<()> {
+        wait::until_ok(&format!("`{name}` is {state}"), seconds, || {
+            let vm = self.vm(name)?;
+            let seen = vm["observed_generation"].as_u64() >= vm["generation"].as_u64();
+            anyhow::ensure!(vm["state"] == state && seen, "it is {vm}");
+            Ok(())
+        })
     }
 
     /// The address of a VM.
@@ -202,6 +222,9 @@ impl Platform {
 impl Drop for Platform {
     fn drop(&mut self) {
         // The quiet way first; the sandbox kills what is left.
-        let _ = self.hearth("down --data-dir").arg(&self.data).limit_s(60).run();
+        if !self.data.join("conf").exists() {
+            return;
+        }
+        let _ = self.hearth("down --guest-timeout 5").limit_s(60).run();
     }
 }
