@@ -6,7 +6,7 @@
 //!
 //! Entry points: [`Config`] and [`run`]; [`serve`] with [`Parts`] for tests; [`openapi_json`].
 //!
-//! One request: `http/vms.rs` (parse) -> `app/vm.rs` (rights, validation, placement by `plasmavmc-core`) ->
+//! One request: `http/vms.rs` (parse) -> `app/create.rs` (rights, validation, placement by `plasmavmc-core`) ->
 //! `store/vm.rs` (one transaction) -> 202; then `hub/session.rs` tells the agent, `store/observe.rs` takes its reports
 //! over and publishes the name.
 //!

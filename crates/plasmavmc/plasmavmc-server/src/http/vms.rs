@@ -8,7 +8,7 @@ use iam_client::OpContext;
 use plasmavmc_client::types::{ErrorBody, PageQuery, Vm, VmCreate, VmList, VmStop};
 
 use super::extract::{Body, OptionalBody, Params};
-use crate::app::{App, vm};
+use crate::app::{App, create, vm};
 
 /// Creates a VM. It is placed at once and made by its node afterwards.
 #[utoipa::path(
@@ -30,7 +30,7 @@ pub(super) async fn create(
     let key = headers
         .get("idempotency-key")
         .map(|value| value.to_str().unwrap_or_default());
-    let vm = vm::create(&app, &ctx, &project, &request, key).await?;
+    let vm = create::create(&app, &ctx, &project, &request, key).await?;
     Ok((StatusCode::ACCEPTED, Json(vm)))
 }
 
