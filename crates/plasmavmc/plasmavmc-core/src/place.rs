@@ -1,15 +1,12 @@
-//! Which node a VM goes to: filters, then a weigher, then a choice at random among the best few.
+//! Which node a VM goes to: filters, then a weigher, then a choice at random among the equally good.
 //!
 //! The random choice keeps several schedulers that see the same picture from all taking the same node; the number
-//! is an input. What is decided here becomes real only by a transaction that compares the node's claims' revision.
+//! is an input. It is among equals only: three VMs on three empty nodes go to three nodes, not to three dice. What is decided here becomes real only by a transaction that compares the node's claims' revision.
 
 use hearth_types::Labels;
 
 use crate::request::size_text;
 use crate::{NetworkMode, Resources, VmRequest};
-
-/// Among how many of the best nodes the random number chooses.
-pub(crate) const BEST: usize = 3;
 
 /// A node as the scheduler sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -202,13 +199,10 @@ pub fn place(
             Some(why) => rejected.push((node.name.clone(), why)),
         }
     }
-    // By name within one weight, so that the order of the input does not matter.
-    fitting.sort_by(|a, b| {
-        weight(a, wanted, policy)
-            .cmp(&weight(b, wanted, policy))
-            .then(a.name.cmp(&b.name))
-    });
-    fitting.truncate(BEST);
+    let best = fitting.iter().map(|node| weight(node, wanted, policy)).min();
+    fitting.retain(|node| Some(weight(node, wanted, policy)) == best);
+    // By name, so that the order of the input does not matter.
+    fitting.sort_by(|a, b| a.name.cmp(&b.name));
     let index = usize::try_from(random % fitting.len().max(1) as u64).unwrap_or(0);
     let Some(chosen) = fitting.get(index) else {
         return Err(NoPlace { rejected });

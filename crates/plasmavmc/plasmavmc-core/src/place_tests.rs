@@ -43,8 +43,12 @@ fn wanted(gib: u64) -> Placement {
 }
 
 #[test]
-fn spreads_or_packs_among_the_best_three() {
-    let nodes: Vec<_> = (0..5).map(|i| node(&format!("node{i}"), i)).collect();
+fn spreads_or_packs_at_random_among_equals_only() {
+    let claims = [2, 0, 0, 5, 0, 5];
+    let nodes: Vec<_> = (0..)
+        .zip(claims)
+        .map(|(i, claimed)| node(&format!("node{i}"), claimed))
+        .collect();
     let chosen = |weigher, random| {
         let policy = Policy {
             weigher,
@@ -53,9 +57,9 @@ fn spreads_or_packs_among_the_best_three() {
         place(&nodes, &wanted(1), &policy, random).unwrap().node
     };
     let spread: Vec<_> = (0..4).map(|random| chosen(Weigher::Spread, random)).collect();
-    assert_eq!(spread, ["node0", "node1", "node2", "node0"]);
+    assert_eq!(spread, ["node1", "node2", "node4", "node1"]);
     let pack: Vec<_> = (0..4).map(|random| chosen(Weigher::Pack, random)).collect();
-    assert_eq!(pack, ["node4", "node3", "node2", "node4"]);
+    assert_eq!(pack, ["node3", "node5", "node3", "node5"]);
 }
 
 #[test]
