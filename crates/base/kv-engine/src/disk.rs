@@ -239,7 +239,9 @@ pub(crate) struct DiskReplace {
 
 impl std::fmt::Debug for DiskReplace {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("DiskReplace").field("disk", &self.disk).finish_non_exhaustive()
+        f.debug_struct("DiskReplace")
+            .field("disk", &self.disk)
+            .finish_non_exhaustive()
     }
 }
 

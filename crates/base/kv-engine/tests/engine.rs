@@ -188,8 +188,8 @@ fn what_was_synced_is_there_after_a_new_open() {
     let engine = Engine::open(folder.path(), &config).unwrap();
     let a = engine.keyspace("a").unwrap();
     put(&engine, &a, &[("k", "v")]);
-    let bytes = export(&engine, &[a.clone()], 100);
-    let mut import = engine.import(&[a.clone()]).unwrap();
+    let bytes = export(&engine, std::slice::from_ref(&a), 100);
+    let mut import = engine.import(std::slice::from_ref(&a)).unwrap();
     import.feed(&bytes).unwrap();
     import.finish().unwrap();
     put(&engine, &a, &[("l", "w")]);

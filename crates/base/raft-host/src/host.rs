@@ -269,6 +269,7 @@ impl<F: FileSystem> Host<F> {
         let status = self.groups.get(&group)?.status();
         Some(Status {
             log_bytes: self.log.used_bytes(),
+            syncs: self.log.syncs(),
             fsyncs: self.log.fsyncs(),
             ..status
         })

@@ -65,6 +65,8 @@ pub struct Status {
     pub membership: Membership,
     /// On the leader: the others.
     pub progress: Vec<PeerProgress>,
+    /// Log syncs of this host since its start.
+    pub syncs: u64,
     /// How long the latest log syncs of this host took (write and fsync), the newest last; at most 128.
     pub fsyncs: Vec<Duration>,
 }

@@ -249,6 +249,7 @@ impl<F: FileSystem> Group<F> {
             log_bytes: 0,
             membership: self.membership().clone(),
             progress,
+            syncs: 0,
             fsyncs: Vec::new(),
         }
     }

@@ -64,6 +64,7 @@ pub(crate) struct Log<F: FileSystem> {
     digest: u32,
     dir: PathBuf,
     fsyncs: VecDeque<Duration>,
+    syncs: u64,
 }
 
 /// What one round writes.
@@ -142,6 +143,7 @@ impl<F: FileSystem> Log<F> {
             digest: found,
             dir: dir.to_owned(),
             fsyncs: VecDeque::new(),
+            syncs: 0,
         })
     }
 
@@ -190,6 +192,7 @@ impl<F: FileSystem> Log<F> {
         if self.fsyncs.len() == FSYNCS_KEPT {
             self.fsyncs.pop_front();
         }
+        self.syncs += 1;
         self.fsyncs.push_back(begin.elapsed());
         self.mark.write(self.seq).map_err(|e| Fatal {
             what: format!("writing `{}` failed: {e}", self.dir.join("MARK").display()),
@@ -208,6 +211,10 @@ impl<F: FileSystem> Log<F> {
 
     pub(crate) fn used_bytes(&self) -> u64 {
         self.engine.get_used_size() as u64
+    }
+
+    pub(crate) fn syncs(&self) -> u64 {
+        self.syncs
     }
 
     pub(crate) fn fsyncs(&self) -> Vec<Duration> {
