@@ -166,7 +166,7 @@ type Opening = Pin<Box<dyn Future<Output = std::result::Result<Open, Status>> + 
 enum State {
     Waiting { until: Instant },
     Opening { endpoint: usize, opening: Opening },
-    Open { endpoint: usize, open: Open },
+    Open { endpoint: usize, open: Box<Open> },
     Done(Error),
 }
 
@@ -215,7 +215,10 @@ impl Watcher {
                 State::Opening { endpoint, opening } => {
                     let endpoint = *endpoint;
                     match opening.await {
-                        Ok(open) => self.state = State::Open { endpoint, open },
+                        Ok(open) => {
+                            let open = Box::new(open);
+                            self.state = State::Open { endpoint, open };
+                        }
                         Err(status) => self.broke(endpoint, &status),
                     }
                 }

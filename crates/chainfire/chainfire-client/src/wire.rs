@@ -6,6 +6,7 @@
     missing_docs,
     clippy::all,
     clippy::pedantic,
+    clippy::allow_attributes_without_reason,
     unused_qualifications,
     reason = "generated from proto/etcd, which carries the documentation"
 )]

@@ -30,7 +30,7 @@ pub mod watch;
 pub use error::{Code, OpError};
 pub use index::{KeyIndex, Version};
 pub use lease::{Lease, Leases, MAX_LEASE_TTL_S, MIN_LEASE_TTL_S};
-pub use range::KeyRange;
+pub use range::{Bounds, KeyRange};
 pub use request::{
     Command, Compare, CompareOp, CompareTarget, DeleteOutcome, DeleteRange, Op, OpReply, Put, PutOutcome,
     Range, RangeOutcome, Reply, SortOrder, SortTarget, Txn, TxnOutcome,

@@ -4,6 +4,9 @@ use std::ops::Bound;
 
 use bytes::Bytes;
 
+/// Start and end of a range in an ordered map.
+pub type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
+
 /// A set of consecutive keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyRange {
@@ -98,7 +101,7 @@ impl KeyRange {
     }
 
     /// As bounds of an ordered map; `None` for the empty range, whose bounds such maps refuse.
-    pub fn bounds(&self) -> Option<(Bound<&[u8]>, Bound<&[u8]>)> {
+    pub fn bounds(&self) -> Option<Bounds<'_>> {
         if self.is_empty() {
             return None;
         }

@@ -430,7 +430,7 @@ fn sort(range: &Range, entries: &mut [(Bytes, Version)]) -> Option<SortOrder> {
         (order, _) => order,
     };
     let by = |of: fn(&Version) -> i64, entries: &mut [(Bytes, Version)]| match order {
-        SortOrder::Descend => entries.sort_by(|a, b| of(&b.1).cmp(&of(&a.1))),
+        SortOrder::Descend => entries.sort_by_key(|entry| std::cmp::Reverse(of(&entry.1))),
         _ => entries.sort_by_key(|entry| of(&entry.1)),
     };
     match range.sort_target {

@@ -24,6 +24,7 @@ mod auth;
 mod cluster;
 mod config;
 mod convert;
+mod history;
 mod kv;
 mod lease;
 mod lessor;

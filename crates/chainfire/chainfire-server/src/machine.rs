@@ -4,7 +4,7 @@
 //! held only to look at the index, values from the engine outside it, changes from the ring.
 
 use std::{
-    path::PathBuf,
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::Instant,
 };
@@ -100,7 +100,7 @@ pub(crate) struct Machine {
 
 impl Machine {
     /// Opens the state in `dir`.
-    pub(crate) fn open(dir: &PathBuf) -> Result<(Machine, Arc<Shared>), StorageError> {
+    pub(crate) fn open(dir: &Path) -> Result<(Machine, Arc<Shared>), StorageError> {
         let tables = Tables::open(Engine::open(dir, &ENGINE)?)?;
         let (store, applied) = load(&tables)?;
         let revision = store.revision();

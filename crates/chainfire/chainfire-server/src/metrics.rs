@@ -1,10 +1,11 @@
-//! What `/metrics` says of this member.
+//! What `/metrics` says of this member, and whether it is ready (over HTTP and over gRPC's own health protocol).
 
 use std::{sync::atomic::AtomicI64, time::Duration};
 
 use hearth_service::health::Health;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::sleep;
+use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::node::{GROUP, Node};
 
@@ -28,7 +29,7 @@ fn number(value: impl TryInto<i64>) -> i64 {
 }
 
 /// Keeps the gauges and the readiness up to date until the stop.
-pub(crate) async fn run(node: &Node, health: &Health) {
+pub(crate) async fn run(node: &Node, health: &Health, reporter: &HealthReporter) {
     let gauges = Gauges::default();
     let shown = gauges.clone();
     health.register(|registry| {
@@ -69,6 +70,11 @@ pub(crate) async fn run(node: &Node, health: &Health) {
             Some(_) => health.ready(),
             None => health.not_ready("no leader: a majority of the members is needed"),
         }
+        let serving = match info.leader {
+            Some(_) => ServingStatus::Serving,
+            None => ServingStatus::NotServing,
+        };
+        reporter.set_service_status("", serving).await;
         gauges.has_leader.set(i64::from(info.leader.is_some()));
         gauges.is_leader.set(i64::from(node.leads()));
         if let Some(raft) = node.raft.status(GROUP).await {

@@ -15,10 +15,12 @@ use hearth_service::{
 };
 use raft_host::{DefaultFileSystem, GroupConfig, HostConfig, HostHandle, OpenError, Peer, Transport};
 use tonic::service::Routes;
+use tonic_health::server::HealthReporter;
 
 use crate::{
     Config, ConfigProblem,
     cluster::{ClusterService, MaintenanceService},
+    history,
     kv::KvService,
     lease::LeaseService,
     lessor::Lessor,
@@ -120,7 +122,8 @@ pub async fn run(config: Config, tasks: Tasks) -> Result<(), ServerError> {
     });
     let lessor = Lessor::new(node.clone());
     let health = Health::new(&config.service.name);
-    supervise(&tasks, &node, &lessor, &health);
+    let (reporter, grpc_health) = tonic_health::server::health_reporter();
+    supervise(&tasks, &node, &lessor, &health, &reporter);
 
     let options = ServeOptions {
         tls: Some((identity.clone(), ClientAuth::Required)),
@@ -128,6 +131,7 @@ pub async fn run(config: Config, tasks: Tasks) -> Result<(), ServerError> {
         max_connections: MAX_CLIENTS,
     };
     let router = client_routes(&node, &lessor)
+        .add_service(grpc_health)
         .into_axum_router()
         .merge(health::router(health));
     let client_tasks = tasks.clone();
@@ -211,7 +215,7 @@ fn client_routes(node: &Node, lessor: &Lessor) -> Routes {
 }
 
 /// The tasks that are not connections.
-fn supervise(tasks: &Tasks, node: &Node, lessor: &Lessor, health: &Health) {
+fn supervise(tasks: &Tasks, node: &Node, lessor: &Lessor, health: &Health, reporter: &HealthReporter) {
     let (raft, stop) = (node.raft.clone(), tasks.clone());
     tasks.spawn("raft host", Kind::Critical, async move {
         let mut failed = raft.failed();
@@ -241,9 +245,17 @@ fn supervise(tasks: &Tasks, node: &Node, lessor: &Lessor, health: &Health) {
         watcher.watch_space().await;
         Ok(())
     });
-    let (node, health) = (node.clone(), health.clone());
+    let (compactor, stop) = (node.clone(), tasks.clone());
+    tasks.spawn("history", Kind::Critical, async move {
+        tokio::select! {
+            () = stop.stopping() => {}
+            () = history::run(&compactor) => {}
+        }
+        Ok(())
+    });
+    let (node, health, reporter) = (node.clone(), health.clone(), reporter.clone());
     tasks.spawn("metrics", Kind::Critical, async move {
-        metrics::run(&node, &health).await;
+        metrics::run(&node, &health, &reporter).await;
         Ok(())
     });
 }

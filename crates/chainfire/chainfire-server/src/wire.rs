@@ -5,6 +5,7 @@
     unreachable_pub,
     clippy::all,
     clippy::pedantic,
+    clippy::allow_attributes_without_reason,
     unused_qualifications,
     reason = "generated from proto/chainfire, which carries the documentation"
 )]
