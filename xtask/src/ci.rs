@@ -9,16 +9,30 @@ use anyhow::Result;
 use crate::counts::Counts;
 use crate::step;
 
+/// What a step runs.
+#[derive(Clone, Copy)]
+enum Program {
+    Cargo,
+    /// This program itself, with another command.
+    Own,
+}
+
 /// How a step's output is counted.
 enum Kind {
     /// Passed or failed as a whole.
     Whole,
     /// libtest's own counts.
     Tests,
+    /// As a whole; its last lines are figures that belong into the record of the run.
+    Figures,
 }
+
+/// Lines of figures that are shown.
+const FIGURE_LINES: usize = 24;
 
 struct Step {
     name: &'static str,
+    program: Program,
     args: Vec<String>,
     limit: Duration,
     kind: Kind,
@@ -28,11 +42,16 @@ struct Step {
 fn cargo(name: &'static str, args: &str, minutes: u64, kind: Kind) -> Step {
     Step {
         name,
+        program: Program::Cargo,
         args: args.split_whitespace().map(str::to_owned).collect(),
         limit: Duration::from_secs(minutes * 60),
         kind,
         env: vec![],
     }
+}
+
+fn own(name: &'static str, args: &str, minutes: u64, kind: Kind) -> Step {
+    Step { program: Program::Own, ..cargo(name, args, minutes, kind) }
 }
 
 /// Every check, in the order of running: cheap ones first.
@@ -50,7 +69,7 @@ fn steps(quick: bool) -> Vec<Step> {
     }
     vec![
         cargo("fmt", "fmt --all --check", 2, Kind::Whole),
-        cargo("tidy", "run -q -p xtask --locked -- tidy", 15, Kind::Whole),
+        own("tidy", "tidy", 5, Kind::Whole),
         cargo(
             "clippy",
             "clippy --workspace --all-targets --locked -- -D warnings",
@@ -64,6 +83,7 @@ fn steps(quick: bool) -> Vec<Step> {
             35,
             Kind::Tests,
         ),
+        own("sim", if quick { "sim --seeds 50" } else { "sim --seeds 500" }, 20, Kind::Figures),
         cargo("build", "build -p hearth -p hearthd --locked", 20, Kind::Whole),
         end_to_end,
     ]
@@ -105,7 +125,11 @@ pub(crate) fn run(quick: bool, only: &[String]) -> Result<ExitCode> {
 }
 
 fn run_step(step: &Step, logs: &Path) -> Result<Counts> {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let program = match step.program {
+        Program::Cargo => std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()),
+        Program::Own => std::env::current_exe()?.into_os_string(),
+    };
+    let mut command = Command::new(program);
     command
         .args(&step.args)
         .current_dir(root())
@@ -120,6 +144,13 @@ fn run_step(step: &Step, logs: &Path) -> Result<Counts> {
     let outcome = step::run(step.name, &mut command, step.limit, logs)?;
     let counts = match step.kind {
         Kind::Whole => Counts::one(outcome.ok),
+        Kind::Figures => {
+            let lines: Vec<&str> = outcome.output.lines().collect();
+            for line in lines.iter().skip(lines.len().saturating_sub(FIGURE_LINES)).filter(|_| outcome.ok) {
+                println!("   | {line}");
+            }
+            Counts::one(outcome.ok)
+        }
         Kind::Tests => Counts::of_tests(&outcome.output, outcome.ok),
     };
     for line in outcome
@@ -153,7 +184,7 @@ mod tests {
         assert_eq!(names(true), names(false));
         assert_eq!(
             names(true),
-            ["fmt", "tidy", "clippy", "doc", "test", "build", "e2e"]
+            ["fmt", "tidy", "clippy", "doc", "test", "sim", "build", "e2e"]
         );
     }
 }

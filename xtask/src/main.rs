@@ -1,9 +1,9 @@
-//! The project's own tools: `cargo xtask ci|tidy`.
+//! The project's own tools: `cargo xtask ci|tidy|sim`.
 //!
 //! What it is: the one place that knows how the project is checked. `./test` installs what the
 //! tests need and calls `ci`; CI calls `./test`; nothing else describes a check.
 //! Does not know: how any part works. It runs programs and counts what they report.
-//! Entry points: `ci::run`, `tidy::run`.
+//! Entry points: `ci::run`, `tidy::run`, `sim::run`.
 //! Invariants: no step of `ci` is left out silently; the last line carries all counts.
 
 use anyhow::Result;
@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand};
 
 mod ci;
 mod counts;
+mod sim;
 mod step;
 mod tidy;
 
@@ -32,6 +33,8 @@ enum Command {
         #[arg(long)]
         only: Vec<String>,
     },
+    /// The consensus simulation: 500 seeds and every planted bug, or one seed with `--seed N`.
+    Sim(sim::Args),
     /// The house's invariants: layers, pure cores, manifests, crate headers.
     Tidy,
 }
@@ -39,6 +42,7 @@ enum Command {
 fn main() -> Result<std::process::ExitCode> {
     match Cli::parse().command {
         Command::Ci { quick, only } => ci::run(quick, &only),
+        Command::Sim(args) => sim::run(&args).map(|()| std::process::ExitCode::SUCCESS),
         Command::Tidy => tidy::run(),
     }
 }

@@ -115,10 +115,14 @@ fn agent(layout: &Layout, part: &Part) -> String {
     };
     format!(
         "[agent]\nnode = \"{}\"\nhubs = [\"127.0.0.1:{}\"]\nnetwork = \"auto\"\naccelerator = \"auto\"\n\
-         resolver = \"127.0.0.1:{}\"\nvcpus = 0\nmemory_mib = {memory}\n",
+         resolver = \"127.0.0.1:{}\"\nvcpus = 0\nmemory_mib = {memory}\n\
+         # Whether KVM really runs kernels is tried once per boot of the machine, for all its nodes.\n\
+         probe_image = \"{}\"\nverdict_dir = \"{}\"\n",
         part.identity.trim_start_matches("node/"),
         layout.plasmavmc_port(),
         layout.dns_port(),
+        layout.probe_image().display(),
+        layout.data.join("accelerator").display(),
     )
 }
 

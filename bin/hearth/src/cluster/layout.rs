@@ -146,6 +146,11 @@ impl Layout {
         format!("node{number:02}")
     }
 
+    /// The image whose kernel the agents try KVM with.
+    pub(crate) fn probe_image(&self) -> PathBuf {
+        self.data.join("probe.qcow2")
+    }
+
     /// `host:port` of every Chainfire member.
     pub(crate) fn chainfire_endpoints(&self) -> Vec<String> {
         (1..=self.choices.members)

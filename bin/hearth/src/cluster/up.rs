@@ -39,6 +39,10 @@ pub(crate) async fn run(data: &Path, options: &Options, context: &Context) -> Re
     if new {
         note(format!("made a new cluster in {}", layout.data.display()));
     }
+    let tiny = tiny_image(options.image.as_deref());
+    if let Some(tiny) = &tiny {
+        copy_probe_image(&layout, tiny)?;
+    }
     start_supervisor(&layout)?;
     wait_ready(&layout).await?;
     note(format!(
@@ -50,7 +54,7 @@ pub(crate) async fn run(data: &Path, options: &Options, context: &Context) -> Re
     }
     let client = context.plasmavmc()?;
     wait_nodes(&layout, &client).await?;
-    let image = register_image(&client, options.image.as_deref()).await?;
+    let image = register_image(&client, tiny).await?;
     if !options.first_vm {
         first_vm::note_decided(&layout)?;
     }
@@ -191,18 +195,44 @@ async fn wait_nodes(layout: &Layout, client: &PlasmaClient) -> Result<()> {
     }
 }
 
+/// The file named, else the one that `./hearth` makes beside the built programs.
+fn tiny_image(given: Option<&Path>) -> Option<PathBuf> {
+    let beside = || {
+        Some(
+            std::env::current_exe()
+                .ok()?
+                .parent()?
+                .parent()?
+                .join("images/tiny.qcow2"),
+        )
+    };
+    given
+        .map(Path::to_path_buf)
+        .or_else(beside)
+        .filter(|path| path.exists())
+}
+
+/// The agents' own copy: the clone with the build may go away.
+fn copy_probe_image(layout: &Layout, tiny: &Path) -> Result<()> {
+    let path = layout.probe_image();
+    if path.exists() {
+        return Ok(());
+    }
+    let new = path.with_extension("new");
+    std::fs::copy(tiny, &new)
+        .and_then(|_| std::fs::rename(&new, &path))
+        .with_context(|| format!("cannot copy the tiny image to `{}`", path.display()))
+}
+
 /// Registers the tiny image when it is absent; false when there is no file to register.
-async fn register_image(client: &PlasmaClient, given: Option<&Path>) -> Result<bool> {
+async fn register_image(client: &PlasmaClient, tiny: Option<PathBuf>) -> Result<bool> {
     let name: Name = "tiny".parse().context("the image's name")?;
     match client.get_image(&name).await {
         Ok(_) => return Ok(true),
         Err(error) if error.is_not_found() => {}
         Err(error) => return Err(error).context("cannot look for the image `tiny`"),
     }
-    let beside = std::env::current_exe()
-        .ok()
-        .and_then(|own| Some(own.parent()?.parent()?.join("images/tiny.qcow2")));
-    let Some(path) = given.map(Path::to_path_buf).or(beside).filter(|p| p.exists()) else {
+    let Some(path) = tiny else {
         note(
             "there is no file of the tiny image: make it with images/tiny/build.sh and import it with `hearth image import FILE --name tiny`",
         );
