@@ -33,6 +33,8 @@ mod observations;
 mod seed;
 mod session;
 mod vm;
+#[cfg(test)]
+mod vm_tests;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -34,7 +34,7 @@ use crate::node::Node;
 /// How often a VM is looked at when nothing happens.
 const LOOK: Duration = Duration::from_secs(5);
 /// How often the power button is pressed again: a guest that is still booting does not notice it.
-const PRESS_AGAIN: Duration = Duration::from_secs(5);
+const PRESS_AGAIN: Duration = Duration::from_secs(3);
 /// Grace of a stop whose assignment names none.
 const DEFAULT_GRACE: Duration = Duration::from_secs(30);
 /// Longest grace that an assignment can ask for.
@@ -113,6 +113,8 @@ pub(crate) struct Actor {
     machine: Option<Box<dyn Machine>>,
     adopted: bool,
     stopping: Option<Stopping>,
+    /// The button was pressed in this run of the machine: if it switches off, that was our wish.
+    pressed: bool,
     hold: Option<(Duration, Vec<oneshot::Sender<Held>>)>,
     how: Held,
     failures: u32,
@@ -138,6 +140,7 @@ impl Actor {
             machine: None,
             adopted: false,
             stopping: None,
+            pressed: false,
             hold: None,
             how: Held::WasOff,
             failures: 0,
@@ -264,7 +267,8 @@ impl Actor {
         }
         let ended = machine.end().await?;
         self.machine = None;
-        let pressed = self.stopping.take().is_some();
+        let pressed = std::mem::take(&mut self.pressed);
+        self.stopping = None;
         self.how = if ended == Ended::Forced {
             Held::Forced
         } else {
@@ -390,10 +394,12 @@ impl Actor {
             };
             self.machine = None;
             self.stopping = None;
+            self.pressed = false;
             return Ok(Next::Again);
         }
         if now >= stopping.press_at {
             stopping.press_at = now + PRESS_AGAIN;
+            self.pressed = true;
             machine.press_power_button().await?;
         }
         let wait = stopping.deadline.min(stopping.press_at);

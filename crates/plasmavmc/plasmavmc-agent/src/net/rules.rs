@@ -72,10 +72,10 @@ pub(super) fn script<'a>(table: &str, guests: impl Iterator<Item = &'a GuestRule
     }
     format!(
         "add table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n\
-         \x20 chain spoof {{\n    type filter hook prerouting priority raw; policy accept;\n{spoof}  }}\n\
-         \x20 chain redirect {{\n    type nat hook prerouting priority dstnat; policy accept;\n{redirect}  }}\n\
-         \x20 chain masquerade {{\n    type nat hook postrouting priority srcnat; policy accept;\n{masquerade}  }}\n\
-         \x20 chain input {{\n    type filter hook input priority filter; policy accept;\n{input}  }}\n}}\n"
+         \x20 chain from_guest {{\n    type filter hook prerouting priority raw; policy accept;\n{spoof}  }}\n\
+         \x20 chain to_services {{\n    type nat hook prerouting priority dstnat; policy accept;\n{redirect}  }}\n\
+         \x20 chain to_outside {{\n    type nat hook postrouting priority srcnat; policy accept;\n{masquerade}  }}\n\
+         \x20 chain to_host {{\n    type filter hook input priority filter; policy accept;\n{input}  }}\n}}\n"
     )
 }
 
