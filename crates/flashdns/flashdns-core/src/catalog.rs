@@ -50,6 +50,25 @@ pub struct Host {
     pub ttl_s: u32,
 }
 
+impl Host {
+    /// Its A and AAAA records. None where there is no address, too many, or the TTL is out of range.
+    #[must_use]
+    pub fn records(&self) -> Vec<RrSet> {
+        let (mut v4, mut v6) = (Vec::new(), Vec::new());
+        for address in &self.addresses {
+            match address {
+                IpAddr::V4(address) => v4.push(Box::from(address.octets())),
+                IpAddr::V6(address) => v6.push(Box::from(address.octets())),
+            }
+        }
+        let sets = [
+            RrSet::new(Rtype::A, self.ttl_s, v4),
+            RrSet::new(Rtype::AAAA, self.ttl_s, v6),
+        ];
+        sets.into_iter().flatten().collect()
+    }
+}
+
 #[derive(Default)]
 struct Owner {
     zone: Option<Arc<Zone>>,
@@ -240,18 +259,7 @@ impl Owner {
     /// Records made from the zone's settings, the host and the pointers.
     fn made(&self) -> Vec<RrSet> {
         let mut sets = self.fixed.clone();
-        if let Some(host) = &self.host {
-            let (mut v4, mut v6) = (Vec::new(), Vec::new());
-            for address in &host.addresses {
-                match address {
-                    IpAddr::V4(address) => v4.push(Box::from(address.octets())),
-                    IpAddr::V6(address) => v6.push(Box::from(address.octets())),
-                }
-            }
-            // An empty list, a list too long or a TTL out of range gives no record set at all.
-            sets.extend(RrSet::new(Rtype::A, host.ttl_s, v4));
-            sets.extend(RrSet::new(Rtype::AAAA, host.ttl_s, v6));
-        }
+        sets.extend(self.host.iter().flat_map(Host::records));
         if let Some(ttl_s) = self.pointers.values().min() {
             let targets = self.pointers.keys().map(|name| name.wire().into()).collect();
             sets.extend(RrSet::new(Rtype::PTR, *ttl_s, targets));

@@ -35,7 +35,7 @@ pub struct FlashDnsConfig {
     /// Networks whose reverse zones are served: /8, /16 or /24, for IPv6 a multiple of 4.
     #[serde(default)]
     pub reverse_networks: Vec<String>,
-    /// Base URL of Aegis, told to callers that come without a valid token.
+    /// Public URL of Aegis: the issuer that tokens must name.
     pub aegis_url: String,
     /// Addresses of the zones' name server `ns.domain`, the same in every server's file. Empty: the
     /// addresses of `listen_dns`.

@@ -4,7 +4,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use flashdns_core::{DnsName, RrSet, Snapshot};
+use flashdns_core::{DnsName, Snapshot};
 use hearth_service::{
     health::Health,
     tasks::{TaskError, Tasks, chain},
@@ -20,6 +20,8 @@ use crate::{
     persist,
     state::{Change, Entry, Source, State},
 };
+
+pub(crate) use crate::state::{Listed, NamePage};
 
 /// Events waiting for the keeper.
 pub(crate) const QUEUE: usize = 256;
@@ -46,10 +48,12 @@ pub(crate) enum Event {
     },
     /// A source cannot be reached.
     Lost(Source),
-    /// The API wants the records stored in a zone.
-    Stored {
+    /// The API wants names of a zone.
+    List {
         zone: DnsName,
-        reply: oneshot::Sender<Vec<(DnsName, Vec<RrSet>)>>,
+        after: Option<String>,
+        limit: usize,
+        reply: oneshot::Sender<NamePage>,
     },
     /// The API wants to know when a revision of our own records is served here.
     Served {
@@ -135,9 +139,14 @@ impl Keeper {
                 self.count_feeds();
                 return false;
             }
-            Event::Stored { zone, reply } => {
+            Event::List {
+                zone,
+                after,
+                limit,
+                reply,
+            } => {
                 // A caller that has gone needs no answer.
-                let _ = reply.send(self.state.stored(&zone));
+                let _ = reply.send(self.state.list(&zone, after.as_deref(), limit));
                 return false;
             }
             Event::Served { revision, reply } => {

@@ -7,7 +7,8 @@
 //! It does not know how VMs are run (it sees `plasmavmc_client::names` only), who may do what (it asks
 //! `iam-client`), nor how an answer is made (`flashdns-core`). It resolves nothing outside its zones.
 //!
-//! Entry points: [`Config`], [`run`]; [`Server`] for those who need the ports first.
+//! Entry points: [`Config`], [`run`]; [`Server`] for those who need the ports first;
+//! [`openapi_json`].
 //!
 //! Invariants:
 //! - Answering depends on nothing but the published snapshot: not on Chainfire, not on Aegis, not on disk.
@@ -15,6 +16,7 @@
 //! - What is served is a function of what Chainfire holds, the serial included, so all servers agree.
 //! - Before anything is known every question is refused: nobody may remember a wrong "does not exist".
 
+mod api;
 pub mod config;
 mod feed;
 mod keeper;
@@ -27,6 +29,7 @@ mod tcp;
 mod udp;
 mod zones;
 
+pub use api::openapi_json;
 pub use config::Config;
 pub use server::{Server, StartError, run};
 pub use zones::ZoneError;

@@ -8,16 +8,18 @@ use flashdns_core::Snapshot;
 use hearth_service::{
     health::{self, Health},
     server::{BindError, Listener, ServeOptions, serve},
-    tasks::{Kind, Tasks, chain},
+    tasks::{Kind, TaskError, Tasks, chain},
     tls::{ClientAuth, Identity, TlsError},
 };
+use iam_client::{Authorizer, AuthorizerConfig};
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
 };
 
 use crate::{
-    config::{Config, SettingsError},
+    api::{self, App},
+    config::{Config, SettingsError, Zones},
     feed,
     keeper::{Event, Keeper, QUEUE},
     metrics::Metrics,
@@ -80,6 +82,8 @@ pub struct Server {
     tcp: Vec<TcpListener>,
     addresses: Vec<SocketAddr>,
     state: State,
+    zones: Arc<Zones>,
+    policy: AuthorizerConfig,
     folder: std::path::PathBuf,
     shared: Arc<Shared>,
     health: Health,
@@ -100,7 +104,8 @@ impl Server {
         health.register(|registry| metrics.register(registry));
         let folder = config.service.data_dir.clone();
         std::fs::create_dir_all(&folder).map_err(StartError::Folder)?;
-        let mut state = State::new(zones, metrics.clone())?;
+        let mut state = State::new(zones.clone(), metrics.clone())?;
+        let policy = AuthorizerConfig::new(&config.flashdns.aegis_url, &config.flashdns.domain);
         match persist::load(&folder) {
             Ok(Some(saved)) => {
                 tracing::info!(entries = saved.entries.len(), "answering from the last state");
@@ -142,6 +147,8 @@ impl Server {
             tcp,
             addresses,
             state,
+            zones,
+            policy,
             folder,
             shared,
             health,
@@ -160,8 +167,9 @@ impl Server {
         self.api.local_addr()
     }
 
-    /// Starts every task in `tasks` and returns; they end with the group.
-    pub fn start(self, tasks: &Tasks) {
+    /// Starts every task in `tasks` and returns; they end with the group. The API decides with `authorizer`, or
+    /// else with one that watches Aegis's policy; names are answered without either.
+    pub fn start(self, tasks: &Tasks, authorizer: Option<Authorizer>) {
         let (events, queue) = mpsc::channel::<Event>(QUEUE);
         let (mark, due) = watch::channel(0);
         let keeper = Keeper {
@@ -182,7 +190,7 @@ impl Server {
         tasks.spawn(
             "mark",
             Kind::Critical,
-            feed::keep_mark(self.client, due, tasks.clone()),
+            feed::keep_mark(self.client.clone(), due, tasks.clone()),
         );
         for socket in self.udp {
             tasks.spawn(
@@ -198,10 +206,50 @@ impl Server {
                 tcp::run(listener, self.shared.clone(), tasks.clone()),
             );
         }
-        let router = health::router(self.health);
+        let api = Api {
+            zones: self.zones,
+            client: self.client,
+            keeper: events,
+            published: self.shared.published.clone(),
+            authorizer,
+            policy: self.policy,
+            listener: self.api,
+            identity: self.identity,
+            health: self.health,
+        };
+        tasks.spawn("api", Kind::Critical, api.run(tasks.clone()));
+    }
+}
+
+/// The REST interface before it runs.
+struct Api {
+    zones: Arc<Zones>,
+    client: Client,
+    keeper: mpsc::Sender<Event>,
+    published: Arc<ArcSwap<Snapshot>>,
+    authorizer: Option<Authorizer>,
+    policy: AuthorizerConfig,
+    listener: Listener,
+    identity: Identity,
+    health: Health,
+}
+
+impl Api {
+    async fn run(self, tasks: Tasks) -> Result<(), TaskError> {
+        let authorizer = match self.authorizer {
+            Some(given) => given,
+            None => Authorizer::start(self.client.clone(), self.policy, &tasks).await?,
+        };
+        let app = App {
+            zones: self.zones,
+            store: self.client,
+            keeper: self.keeper,
+            published: self.published,
+            authorizer,
+        };
+        let router = api::router(app, health::router(self.health));
         let options = ServeOptions::tls(self.identity, ClientAuth::Optional);
-        let api = serve(self.api, router, options, tasks.clone());
-        tasks.spawn("api", Kind::Critical, async move { Ok(api.await?) });
+        Ok(serve(self.listener, router, options, tasks).await?)
     }
 }
 
@@ -230,7 +278,7 @@ async fn bind_both(
 pub async fn run(config: Config, tasks: Tasks) -> Result<(), StartError> {
     let server = Server::bind(&config).await?;
     tracing::info!(dns = ?server.dns_addresses(), api = %server.api_address(), "listening");
-    server.start(&tasks);
+    server.start(&tasks, None);
     tasks.stopping().await;
     Ok(())
 }

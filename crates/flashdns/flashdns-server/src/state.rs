@@ -78,6 +78,25 @@ pub(crate) struct State {
     metrics: Metrics,
 }
 
+/// A name with its records.
+#[derive(Debug)]
+pub(crate) struct Listed {
+    pub(crate) name: DnsName,
+    pub(crate) sets: Vec<RrSet>,
+    /// The records of a running VM rather than stored ones.
+    pub(crate) is_vm: bool,
+}
+
+/// Some names of a zone.
+#[derive(Debug)]
+pub(crate) struct NamePage {
+    pub(crate) names: Vec<Listed>,
+    /// There are names behind the last one.
+    pub(crate) more: bool,
+    /// Names stored in the whole zone.
+    pub(crate) stored: usize,
+}
+
 /// A key or value that has to be passed over.
 #[derive(Debug, thiserror::Error)]
 enum EntryError {
@@ -159,25 +178,56 @@ impl State {
         (self.serial_revision > self.shown).then_some(self.serial_revision)
     }
 
-    /// Records stored in a zone: those with a key of their own, not those of VMs.
-    pub(crate) fn stored(&self, zone: &DnsName) -> Vec<(DnsName, Vec<RrSet>)> {
+    /// Names of a zone in the order of their text, behind `after`: those stored and, in a project's zone,
+    /// those of its running VMs.
+    pub(crate) fn list(&self, zone: &DnsName, after: Option<&str>, limit: usize) -> NamePage {
         let prefix = record::zone_prefix(zone);
-        let keys = self
-            .entries
-            .range(Bytes::from(prefix.clone())..)
-            .map(|(key, _)| key);
-        let within = keys.take_while(|key| key.starts_with(prefix.as_bytes()));
-        let read = |key: &Bytes| {
-            let (_, name) = record::parse_key(key).ok()?;
-            let sets = self.catalog.stored(&name).to_vec();
-            (!sets.is_empty()).then_some((name, sets))
+        let within = |prefix: &str| {
+            let prefix = prefix.to_owned();
+            let keys = self.entries.range(Bytes::from(prefix.clone())..);
+            keys.take_while(move |(key, _)| key.starts_with(prefix.as_bytes()))
         };
-        within.filter_map(read).collect()
-    }
-
-    /// Projects that have a record or a running VM.
-    pub(crate) fn catalog(&self) -> &Catalog {
-        &self.catalog
+        let is_behind = |name: &DnsName| after.is_none_or(|after| *name.to_string() > *after);
+        let mut names: Vec<Listed> = within(&prefix)
+            .filter_map(|(key, _)| self.record_name(key).ok())
+            .filter(is_behind)
+            .take(limit.saturating_add(1))
+            .map(|name| Listed {
+                sets: self.catalog.stored(&name).to_vec(),
+                name,
+                is_vm: false,
+            })
+            .collect();
+        if let Some(project) = self.zones.project_of_zone(zone) {
+            let running = within(&format!("{}{project}/", names::PREFIX));
+            let running = running.filter_map(|(key, (value, _))| self.read(key, value).ok());
+            names.extend(running.filter_map(|content| match content {
+                Content::Host(name, host) => Some(Listed {
+                    sets: host.records(),
+                    name,
+                    is_vm: true,
+                }),
+                Content::Records(..) => None,
+            }));
+            names.retain(|listed| is_behind(&listed.name));
+            names.sort_by_cached_key(|listed| (listed.name.to_string(), listed.is_vm));
+        }
+        // A name that is stored and runs is listed twice; a page does not end between the two.
+        let mut end = limit.min(names.len());
+        while end > 0
+            && names
+                .get(end)
+                .is_some_and(|next| names.get(end - 1).is_some_and(|at| at.name == next.name))
+        {
+            end += 1;
+        }
+        let more = names.len() > end;
+        names.truncate(end);
+        NamePage {
+            names,
+            more,
+            stored: within(&prefix).count(),
+        }
     }
 
     /// Tells which cluster the revisions are of. Those of another one do not compare with ours.

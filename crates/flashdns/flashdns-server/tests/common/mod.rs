@@ -23,6 +23,7 @@ use hearth_service::{
     tasks::Tasks,
     tls::Identity,
 };
+use iam_client::Authorizer;
 use plasmavmc_client::names::PublishedName;
 use tempfile::TempDir;
 
@@ -198,17 +199,33 @@ impl Running {
     }
 
     pub async fn get(&self, pki: &Pki, path: &str) -> String {
+        self.call(pki, "GET", path, None, None).await.1
+    }
+
+    /// One request to the API: status and body.
+    pub async fn call(
+        &self,
+        pki: &Pki,
+        method: &str,
+        path: &str,
+        token: Option<&str>,
+        body: Option<serde_json::Value>,
+    ) -> (u16, String) {
         let tls = hearth_service::tls::anonymous_client_config(&pki.folder.path().join("ca.crt")).unwrap();
         let client = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
             .build()
             .unwrap();
-        let reply = client
-            .get(format!("https://127.0.0.1:{}{path}", self.api.port()))
-            .send()
-            .await
-            .unwrap();
-        reply.text().await.unwrap()
+        let url = format!("https://127.0.0.1:{}{path}", self.api.port());
+        let mut request = client.request(method.parse().unwrap(), url);
+        if let Some(token) = token {
+            request = request.bearer_auth(token);
+        }
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        let reply = request.send().await.unwrap();
+        (reply.status().as_u16(), reply.text().await.unwrap())
     }
 }
 
@@ -256,14 +273,18 @@ impl Bed {
     }
 
     pub async fn serve(&self) -> Running {
-        self.serve_from(self.data.path().to_owned()).await
+        self.serve_with(self.data.path().to_owned(), None).await
     }
 
     pub async fn serve_from(&self, data: PathBuf) -> Running {
+        self.serve_with(data, None).await
+    }
+
+    pub async fn serve_with(&self, data: PathBuf, authorizer: Option<Authorizer>) -> Running {
         let server = Server::bind(&self.config(data)).await.unwrap();
         let (dns, api) = (server.dns_addresses()[0], server.api_address());
         let tasks = Tasks::new();
-        server.start(&tasks);
+        server.start(&tasks, authorizer);
         Running { dns, api, tasks }
     }
 
