@@ -88,6 +88,27 @@ pub(crate) fn assignment(vm: &VmRecord, config: &PlasmaConfig) -> Assignment {
     }
 }
 
+/// Splits assignments so that no part is much larger than `max_bytes`.
+pub(crate) fn in_parts(assignments: Vec<Assignment>, max_bytes: usize) -> Vec<Vec<Assignment>> {
+    /// What everything but keys and user data takes at most: names are 63 bytes long.
+    const SMALL_FIELDS: usize = 1024;
+    let (mut parts, mut bytes): (Vec<Vec<Assignment>>, usize) = (Vec::new(), usize::MAX);
+    for assignment in assignments {
+        let variable = assignment.spec.as_ref().map_or(0, |spec| {
+            spec.user_data.len() + spec.ssh_keys.iter().map(String::len).sum::<usize>()
+        });
+        bytes = bytes.saturating_add(variable + SMALL_FIELDS);
+        match parts.last_mut() {
+            Some(part) if bytes <= max_bytes => part.push(assignment),
+            _ => {
+                parts.push(vec![assignment]);
+                bytes = variable + SMALL_FIELDS;
+            }
+        }
+    }
+    parts
+}
+
 fn spec(vm: &VmRecord, config: &PlasmaConfig) -> VmSpec {
     VmSpec {
         name: vm.name.to_string(),

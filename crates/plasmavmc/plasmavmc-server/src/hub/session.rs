@@ -4,7 +4,8 @@
 //! agent                               hub
 //!   Hello  ──────────────────────────>  certificate and name agree, protocol fits, node registered
 //!   <─────────────────────────  Welcome
-//!   <─────────────────────── FullSync(R)  everything assigned at revision R
+//!   <─────────────────────── FullSync(R)  everything assigned at revision R; what does not fit into
+//!   <───────────────────────── Delta(R)   MAX_SYNC_BYTES follows in deltas of the same revision
 //!   Inventory, Observed, ... ────────>  accepted by epoch, one transaction each
 //!   <──────────────────────── Delta(>R)  by watch
 //! ```
@@ -34,13 +35,21 @@ const PROTOCOL: u32 = 1;
 /// How long an agent may take to say hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Largest set of assignments in one message: gRPC clients take 4 MiB unless told otherwise.
+const MAX_SYNC_BYTES: usize = 2 << 20;
+
+/// A revision as the protocol carries it.
+fn told(revision: i64) -> u64 {
+    u64::try_from(revision).unwrap_or(0)
+}
+
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
 enum Ended {
     #[error("the agent closed the stream")]
     Closed,
-    #[error("the stream broke")]
-    Broken(#[source] Status),
+    #[error("the stream broke: {}", .0.message())]
+    Broken(Status),
     #[error("{0}")]
     Refused(String),
     #[error(transparent)]
@@ -202,15 +211,35 @@ impl Session {
         self.tell(hub_message::Kind::Welcome(welcome)).await?;
         let assignments = self.hub.0.store.assignments(&self.node).await?;
         self.revision = assignments.revision;
+        let all = assignments
+            .vms
+            .iter()
+            .map(|vm| convert::assignment(vm, &self.hub.0.config))
+            .collect();
+        let mut parts = convert::in_parts(all, MAX_SYNC_BYTES).into_iter();
         let sync = FullSync {
-            revision: u64::try_from(assignments.revision).unwrap_or(0),
-            assignments: assignments
-                .vms
-                .iter()
-                .map(|vm| convert::assignment(vm, &self.hub.0.config))
-                .collect(),
+            revision: told(self.revision),
+            assignments: parts.next().unwrap_or_default(),
         };
-        self.tell(hub_message::Kind::FullSync(sync)).await
+        self.tell(hub_message::Kind::FullSync(sync)).await?;
+        for upserts in parts {
+            self.tell_delta(upserts, Vec::new()).await?;
+        }
+        Ok(())
+    }
+
+    /// Tells of changes up to `self.revision`.
+    async fn tell_delta(
+        &self,
+        upserts: Vec<agent::Assignment>,
+        removed_vm_ids: Vec<String>,
+    ) -> Result<(), Ended> {
+        let delta = Delta {
+            revision: told(self.revision),
+            upserts,
+            removed_vm_ids,
+        };
+        self.tell(hub_message::Kind::Delta(delta)).await
     }
 
     async fn serve(mut self, inbound: &mut Streaming<AgentMessage>) -> Result<Never, Ended> {
@@ -288,42 +317,39 @@ impl Session {
                 tracing::debug!(%vm, node = %self.node, %why, "report refused");
             }
             Observed::NotAssigned => {
-                let delta = Delta {
-                    revision: u64::try_from(self.revision).unwrap_or(0),
-                    upserts: Vec::new(),
-                    removed_vm_ids: vec![vm.to_string()],
-                };
-                self.tell(hub_message::Kind::Delta(delta)).await?;
+                self.tell_delta(Vec::new(), vec![vm.to_string()]).await?;
             }
         }
         Ok(())
     }
 
     async fn changed(&mut self, revision: i64, events: &[WatchEvent]) -> Result<(), Ended> {
-        let mut delta = Delta {
-            revision: u64::try_from(revision).unwrap_or(0),
-            ..Delta::default()
-        };
+        let (mut upserts, mut removed): (Vec<agent::Assignment>, Vec<String>) = Default::default();
         for event in events {
             match event {
                 WatchEvent::Put { kv, .. } => {
                     if let Some(vm) = self.assignment(kv).await? {
                         // A batch may hold several versions of one assignment; what is read now is the newest.
-                        delta.upserts.retain(|known| known.vm_id != vm.vm_id);
-                        delta.upserts.push(vm);
+                        upserts.retain(|known| known.vm_id != vm.vm_id);
+                        upserts.push(vm);
                     }
                 }
                 WatchEvent::Delete { key, .. } => {
                     if let Some(vm) = keys::last::<VmId>(key) {
                         let vm = vm.to_string();
-                        delta.upserts.retain(|known| known.vm_id != vm);
-                        delta.removed_vm_ids.push(vm);
+                        upserts.retain(|known| known.vm_id != vm);
+                        removed.push(vm);
                     }
                 }
             }
         }
         self.revision = revision;
-        self.tell(hub_message::Kind::Delta(delta)).await
+        let mut parts = convert::in_parts(upserts, MAX_SYNC_BYTES).into_iter();
+        self.tell_delta(parts.next().unwrap_or_default(), removed).await?;
+        for upserts in parts {
+            self.tell_delta(upserts, Vec::new()).await?;
+        }
+        Ok(())
     }
 
     async fn assignment(&self, kv: &KeyValue) -> Result<Option<agent::Assignment>, Ended> {

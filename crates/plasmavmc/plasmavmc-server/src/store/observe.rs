@@ -6,6 +6,7 @@ use plasmavmc_client::names::{DEFAULT_TTL_S, PublishedName};
 use plasmavmc_core::{Publication, Refused, Report, Tracked, accept};
 
 use super::records::{AssignRecord, ObservedRecord, VmRecord};
+use super::vm::READ_BATCH;
 use super::{MAX_CONTENTION, Store, StoreError, Stored, decode, encode, keys, unchanged};
 
 /// What became of an observation.
@@ -127,12 +128,25 @@ impl Store {
             .list(&prefix)
             .await
             .map_err(super::while_doing("listing assignments"))?;
-        let mut vms = Vec::with_capacity(listing.kvs.len());
+        let mut keys_of_vms = Vec::with_capacity(listing.kvs.len());
         for kv in &listing.kvs {
             let assign: Stored<AssignRecord> = decode(kv)?;
-            let Some(vm) = keys::last(&kv.key) else { continue };
-            if let Some(record) = self.assigned_vm(assign.value.project_id, vm, node).await? {
-                vms.push(record);
+            if let Some(vm) = keys::last(&kv.key) {
+                keys_of_vms.push(keys::vm(assign.value.project_id, vm));
+            }
+        }
+        let mut vms = Vec::with_capacity(keys_of_vms.len());
+        for batch in keys_of_vms.chunks(READ_BATCH) {
+            let outcome = self
+                .txn("reading assigned VMs", Txn::new().then(batch.iter().map(Op::get)))
+                .await?;
+            for index in 0..batch.len() {
+                let record = outcome.get(index).map(decode::<VmRecord>).transpose()?;
+                vms.extend(
+                    record
+                        .map(|record| record.value)
+                        .filter(|record| record.placed.node == *node),
+                );
             }
         }
         Ok(Assignments {

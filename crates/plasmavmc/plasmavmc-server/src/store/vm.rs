@@ -13,7 +13,7 @@ use super::{Store, StoreError, Stored, decode, encode, keys, pairs, power, uncha
 use crate::store::node::NodeSnapshot;
 
 /// Most records read in one transaction (etcd allows 128 operations).
-const READ_BATCH: usize = 100;
+pub(crate) const READ_BATCH: usize = 100;
 
 /// A VM with what is known of it.
 #[derive(Clone, Debug)]

@@ -337,3 +337,44 @@ async fn vms_are_listed_page_by_page() {
         ErrorKind::InvalidArgument
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_full_of_large_vms_can_connect_again() {
+    const VMS: usize = 150;
+    let cluster = Cluster::start().await;
+    let (server, client, project) = cluster.ready().await;
+    let size = Size {
+        vcpus: 64,
+        memory_mib: 16384,
+        ..SMALL
+    };
+    let agent = SimAgent::start(&cluster, "node01", vec![server.endpoint()], size).await;
+    until("the node registers", async || {
+        client.list_nodes().await.unwrap().items.pop()
+    })
+    .await;
+    // Together more than the 4 MiB that one gRPC message may have.
+    let creations = (0..VMS).map(|number| {
+        let (client, project) = (&client, &project);
+        let request = VmCreate {
+            user_data: "#".repeat(32 << 10),
+            memory_bytes: 64 << 20,
+            start: false,
+            ..VmCreate::new(format!("vm-{number}"), "tiny")
+        };
+        async move { client.create_vm(project, &request, None).await.unwrap() }
+    });
+    futures::future::join_all(creations).await;
+    until("the agent has them", async || {
+        (agent.guests().len() == VMS).then_some(())
+    })
+    .await;
+    agent.die().await;
+    let again = SimAgent::start(&cluster, "node01", vec![server.endpoint()], size).await;
+    until("a new agent is told everything", async || {
+        (again.guests().len() == VMS).then_some(())
+    })
+    .await;
+    let heard = again.memory.lock().unwrap().heard.clone();
+    assert_eq!(heard[..4], ["welcome", "full sync", "delta", "delta"]);
+}
