@@ -1,5 +1,7 @@
 //! Every way known to us of forging an access token, each refused.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
 use hearth_types::PrincipalId;
 use iam_authn::token::{AccessClaims, Expectation, KeySet, PublicKey, SigningKey, TokenError, sign, verify};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};

@@ -1,5 +1,7 @@
 //! Cedar over everything, as the judge of Cedar over a slice.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
 use std::collections::HashSet;
 
 use cedar_policy::{Entities, Entity, EntityUid, PolicySet, Schema, ValidationMode, Validator};

@@ -1,6 +1,8 @@
 //! The whole of role x place x action as a picture. `UPDATE_EXPECT=1 cargo test -p iam-authz` redraws it; read the
 //! difference before committing it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
 use std::fmt::Write as _;
 
 use expect_test::expect_file;
@@ -14,6 +16,9 @@ use uuid::Uuid;
 const ORGANISATION: OrganisationId = OrganisationId::from_uuid(Uuid::from_u128(1));
 const PROJECT: ProjectId = ProjectId::from_uuid(Uuid::from_u128(2));
 const OTHER: ProjectId = ProjectId::from_uuid(Uuid::from_u128(3));
+
+/// Name, what is bound to it, whether it is disabled.
+type Column = (String, Option<(Role, Node)>, bool);
 
 /// One user per role and place, one bound in another project, one without anything, one disabled.
 fn world() -> (World, Vec<(String, Subject)>) {
@@ -35,7 +40,7 @@ fn world() -> (World, Vec<(String, Subject)>) {
             },
         );
     }
-    let mut columns: Vec<(String, Option<(Role, Node)>, bool)> = Vec::new();
+    let mut columns: Vec<Column> = Vec::new();
     let places = [
         ("root", Node::Root),
         ("org", Node::Organisation(ORGANISATION)),

@@ -1,5 +1,7 @@
 //! The authorizer and its extractor over a world in memory: who is let in, and what the refusals look like.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
 use std::time::{Duration, SystemTime};
 
 use axum::Router;

@@ -117,6 +117,7 @@ pub async fn run(config: Config, tasks: Tasks) -> Result<(), RunError> {
     drop(secrets);
 
     let health = Health::new(&config.service.name);
+    health.register(|registry| aegis.metrics().register(registry));
     watch_readiness(&aegis, &health, &tasks);
     sweep_forever(&aegis, &tasks);
     // Aegis renews its own certificate as every service does, at itself.

@@ -1,6 +1,8 @@
 //! Every endpoint x every kind of caller, with the expected status, against the real router. An endpoint that is in
 //! the OpenAPI document (and so in the router) and not in this table fails the test, and so does one that is gone.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
 mod common;
 
 use std::collections::BTreeSet;

@@ -1,5 +1,7 @@
 //! Sign-in, tokens, the device flow, the bootstrap; races and thefts.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
 mod common;
 
 use std::time::Duration;

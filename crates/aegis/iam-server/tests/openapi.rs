@@ -1,6 +1,8 @@
 //! The committed OpenAPI document is the one that the router serves. `UPDATE_EXPECT=1 cargo test -p iam-server --test
 //! openapi` writes it anew.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
 use expect_test::expect_file;
 
 #[test]

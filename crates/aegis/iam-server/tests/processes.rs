@@ -1,6 +1,8 @@
 //! Aegis as a process runs it, over a real store: Debian's etcd with the cluster's certificates stands in for
 //! Chainfire, which speaks the same protocol. Two replicas, a server that embeds the decision, real TLS.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
 mod common;
 
 use std::net::{SocketAddr, TcpListener};

@@ -1,5 +1,7 @@
 //! No path gives a caller more than its giver holds; every change leaves one record; no secret is stored.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
 mod common;
 
 use std::collections::BTreeSet;

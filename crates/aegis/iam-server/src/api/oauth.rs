@@ -126,11 +126,12 @@ pub(super) async fn jwks(State(aegis): State<Aegis>) -> Json<serde_json::Value> 
     responses((status = 200, body = DeviceAuthorization), (status = 400, body = OAuthError)))]
 pub(super) async fn device_authorization(
     State(aegis): State<Aegis>,
+    caller: Caller,
     form: Result<Form<DeviceRequest>, BodyError>,
 ) -> Result<Response, OAuthRefusal> {
     let Form(form) = form?;
     Ok(no_store(
-        Json(aegis.device_begin(&form.client_id).await?).into_response(),
+        Json(aegis.device_begin(&form.client_id, caller.origin).await?).into_response(),
     ))
 }
 

@@ -66,11 +66,18 @@ impl Aegis {
     /// Begins: codes for a device and its person.
     ///
     /// # Errors
-    /// [`DeviceError::Client`], or when the store does not answer.
-    pub async fn device_begin(&self, client_id: &str) -> Result<DeviceAuthorization, DeviceError> {
+    /// [`DeviceError::Client`], when the address begins too many, or when the store does not answer.
+    pub async fn device_begin(
+        &self,
+        client_id: &str,
+        origin: Origin,
+    ) -> Result<DeviceAuthorization, DeviceError> {
         if client_id != CLI_CLIENT {
             return Err(DeviceError::Client);
         }
+        let now = Instant::now();
+        super::signin::refuse_when_limited(self.inner.begun.wait_address(origin.address, now))?;
+        self.inner.begun.count(origin.address, now);
         let handle = Uuid::now_v7().to_string();
         let secret = Secret::new(SecretKind::DeviceCode, &handle, &random()?);
         let code = user_code(&random()?);

@@ -27,6 +27,8 @@ use crate::store::{Commit, MAX_LISTED};
 const MAX_MEMBERS: usize = 1000;
 /// Most secrets of one service account, so that old ones are taken away.
 const MAX_SECRETS: usize = 10;
+/// Most bindings that go with their principal in one transaction (which takes at most 128 operations).
+const MAX_BINDINGS_GONE: usize = 100;
 
 fn taken(kind: &str, name: &Name) -> ApiError {
     ApiError::new(
@@ -55,6 +57,25 @@ pub(super) fn record_of(principal: &Principal) -> PrincipalRecord {
         epoch,
         project,
     }
+}
+
+/// Deletes the bindings of a principal along with it.
+fn without_bindings(mut commit: Commit, snapshot: &Snapshot, subject: &Subject) -> Result<Commit, ApiError> {
+    let bindings: Vec<_> = snapshot
+        .world()
+        .bindings()
+        .filter(|one| &one.subject == subject)
+        .collect();
+    if bindings.len() > MAX_BINDINGS_GONE {
+        return Err(
+            ApiError::new(ErrorKind::FailedPrecondition, "it has more than 100 bindings")
+                .hint("take some of its bindings away first"),
+        );
+    }
+    for binding in bindings {
+        commit = commit.delete(binding_key(binding.id));
+    }
+    Ok(commit)
 }
 
 impl Aegis {
@@ -405,13 +426,7 @@ impl Aegis {
             for secret in secrets.iter().take(MAX_SECRETS) {
                 commit = commit.delete(&secret.key);
             }
-            for binding in snapshot
-                .world()
-                .bindings()
-                .filter(|one| one.subject == Subject::ServiceAccount(id))
-            {
-                commit = commit.delete(binding_key(binding.id));
-            }
+            commit = without_bindings(commit, snapshot, &Subject::ServiceAccount(id))?;
             Ok(Plan {
                 value: (),
                 commit,
@@ -580,14 +595,11 @@ impl Aegis {
             let (id, _) = groups
                 .find(|(_, group)| group.name.as_str() == name)
                 .ok_or_else(|| no_such("group", name))?;
-            let mut commit = Commit::default().delete(group_key(id));
-            for binding in snapshot
-                .world()
-                .bindings()
-                .filter(|one| one.subject == Subject::Group(id))
-            {
-                commit = commit.delete(binding_key(binding.id));
-            }
+            let commit = without_bindings(
+                Commit::default().delete(group_key(id)),
+                snapshot,
+                &Subject::Group(id),
+            )?;
             Ok(Plan {
                 value: (),
                 commit,

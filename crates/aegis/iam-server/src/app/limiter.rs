@@ -85,6 +85,20 @@ impl Limiter {
     }
 }
 
+impl Limiter {
+    /// As [`Self::wait`], for acts that have no name to guess.
+    pub(crate) fn wait_address(&self, address: IpAddr, now: Instant) -> Duration {
+        let tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        wait(&tables.addresses, &address, now, ADDRESS_BURST, ADDRESS_REFILL)
+    }
+
+    /// Counts an act of the address.
+    pub(crate) fn count(&self, address: IpAddr, now: Instant) {
+        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        fail(&mut tables.addresses, address, now, ADDRESS_REFILL);
+    }
+}
+
 /// When each waiting device polled last, to tell those that poll too fast to slow down.
 #[derive(Debug, Default)]
 pub(crate) struct Polls(Mutex<HashMap<String, Instant>>);

@@ -4,6 +4,7 @@ mod certs;
 mod device;
 mod directory;
 mod limiter;
+mod metrics;
 mod mutate;
 mod paths;
 mod policy;
@@ -23,6 +24,7 @@ use iam_authn::token::SigningKey;
 use iam_client::{Authorizer, OpContext};
 
 pub use device::{Decision, DeviceError};
+pub use metrics::Metrics;
 pub use mutate::Revised;
 pub use session::SessionError;
 pub use setup::{Secrets, SetupError};
@@ -55,6 +57,9 @@ struct Inner {
     authority: Authority,
     hashing: signin::Hashing,
     failures: limiter::Limiter,
+    /// Device flows begun: each one leaves a record for ten minutes, and nobody has signed in yet.
+    begun: limiter::Limiter,
+    metrics: Metrics,
     polls: limiter::Polls,
 }
 
@@ -71,6 +76,12 @@ impl Aegis {
     #[must_use]
     pub fn authorizer(&self) -> &Authorizer {
         &self.inner.authorizer
+    }
+
+    /// What it counts.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.inner.metrics
     }
 
     /// How tokens are made.

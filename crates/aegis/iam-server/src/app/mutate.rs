@@ -95,6 +95,7 @@ impl Aegis {
                 .audit(by, action, &target, &detail);
             match self.store().commit(commit).await {
                 Ok(revision) => {
+                    self.inner.metrics.changed(action);
                     tracing::info!(actor = by.name, action, target, "rights changed");
                     // So that whoever asks this replica next sees it; a timeout here takes nothing back.
                     let _seen = self.inner.authorizer.at_least(revision, CATCH_UP).await;

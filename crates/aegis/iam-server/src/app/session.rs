@@ -109,7 +109,7 @@ impl Aegis {
             how,
         );
         self.store().commit(commit).await?;
-        Ok(self.tokens(principal, epoch, client_id, Some(&secret))?)
+        self.tokens(principal, epoch, client_id, Some(&secret))
     }
 
     fn tokens(
@@ -199,7 +199,7 @@ impl Aegis {
         &self,
         stored: &Stored,
         record: &SessionRecord,
-        act: &str,
+        act: &'static str,
         request_id: &RequestId,
     ) -> Result<(), SessionError> {
         let subject = Subject::User(record.principal);
@@ -210,6 +210,7 @@ impl Aegis {
             .delete(&stored.key)
             .audit(&by, act, &format!("session/{target}"), "");
         self.store().commit(commit).await?;
+        self.inner.metrics.session_ended(act);
         tracing::warn!(session = target, act, "a session was ended");
         Ok(())
     }

@@ -112,6 +112,8 @@ impl Aegis {
                 authority,
                 hashing: Hashing::default(),
                 failures: limiter::Limiter::default(),
+                begun: limiter::Limiter::default(),
+                metrics: super::Metrics::default(),
                 polls: limiter::Polls::default(),
             }),
         })

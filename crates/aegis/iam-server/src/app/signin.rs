@@ -132,11 +132,15 @@ impl Aegis {
             .map(|record| record.hash);
         let fits = self.inner.hashing.verify(password, stored).await?;
         match user {
-            Some((id, principal)) if fits && !principal.disabled => Ok((id, principal.clone())),
+            Some((id, principal)) if fits && !principal.disabled => {
+                self.inner.metrics.sign_in(true);
+                Ok((id, principal.clone()))
+            }
             _ => {
                 self.inner
                     .failures
                     .failed(origin.address, username, Instant::now());
+                self.inner.metrics.sign_in(false);
                 tracing::info!(address = %origin.address, "a sign-in failed");
                 Err(wrong())
             }

@@ -1,7 +1,7 @@
 //! A whole Aegis over a store in memory, without a port.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 #![allow(dead_code, reason = "each test uses a part of it")]
-#![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::time::{Duration, SystemTime};
 
