@@ -178,3 +178,49 @@ async fn agents_fetch_images_from_any_offset_and_nobody_else_does() {
         tonic::Code::PermissionDenied
     );
 }
+
+/// A small file system in memory, unmounted when dropped.
+struct SmallDisk(std::path::PathBuf);
+
+impl SmallDisk {
+    /// `None` where this process may not mount.
+    fn mount(at: &std::path::Path, size: &str) -> Option<Self> {
+        std::fs::create_dir_all(at).unwrap();
+        let mount = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "none"])
+            .arg(at)
+            .stderr(std::process::Stdio::null())
+            .status();
+        mount
+            .is_ok_and(|status| status.success())
+            .then(|| Self(at.to_owned()))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount")
+            .arg("--lazy")
+            .arg(&self.0)
+            .status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_is_said_and_nothing_half_made_stays() {
+    let cluster = Cluster::start().await;
+    let Some(_disk) = SmallDisk::mount(&cluster.data_dir(), "1m") else {
+        eprintln!("SKIPPED: mounting a small disk needs privileges");
+        return;
+    };
+    let (_server, client, _) = cluster.ready().await;
+    let before = files(&cluster);
+    let text = refused(
+        &client,
+        &upload(&cluster, "big", ImageFormat::Raw, &vec![7; 3 << 20]),
+    )
+    .await;
+    assert_eq!(text, "resource_exhausted: the disk for images is full");
+    assert_eq!(files(&cluster), before);
+    cluster.import(&client, "small").await;
+}
