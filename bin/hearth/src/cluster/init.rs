@@ -111,12 +111,18 @@ pub(crate) fn ports_are_free(layout: &Layout) -> Result<()> {
 }
 
 fn complete(layout: &Layout) -> Result<()> {
+    // Keys, password hashes, guests' disks: nobody else looks inside. A folder that was there before
+    // keeps its mode (it may be the parent of other things), but for the keys' own.
+    let made_here = !layout.data.exists();
     for folder in ["", "conf", "pki", "log", "run"] {
         let path = layout.data.join(folder);
         fs::create_dir_all(&path).with_context(|| format!("cannot make the folder `{}`", path.display()))?;
     }
-    // The data folder holds the cluster's keys: nobody else looks inside.
-    fs::set_permissions(layout.pki(""), fs::Permissions::from_mode(0o700))?;
+    for (folder, ours) in [("", made_here), ("pki", true)] {
+        if ours {
+            fs::set_permissions(layout.data.join(folder), fs::Permissions::from_mode(0o700))?;
+        }
+    }
     let authority = authority(layout)?;
     for part in layout.parts() {
         certificate(layout, &authority, &part.certificate, &part.identity)?;
