@@ -9,6 +9,7 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod ci;
 mod counts;
 mod sim;
@@ -35,6 +36,8 @@ enum Command {
     },
     /// The consensus simulation: 500 seeds and every planted bug, or one seed with `--seed N`.
     Sim(sim::Args),
+    /// The same load on Debian's etcd and on Chainfire, in turn; prints ratios.
+    Bench(bench::BenchArgs),
     /// The house's invariants: layers, pure cores, manifests, crate headers.
     Tidy,
 }
@@ -43,6 +46,7 @@ fn main() -> Result<std::process::ExitCode> {
     match Cli::parse().command {
         Command::Ci { quick, only } => ci::run(quick, &only),
         Command::Sim(args) => sim::run(&args).map(|()| std::process::ExitCode::SUCCESS),
+        Command::Bench(args) => bench::run(&args).map(|()| std::process::ExitCode::SUCCESS),
         Command::Tidy => tidy::run(),
     }
 }
