@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Bed, dig_until};
+use common::{Bed, Proxy, dig_until};
 
 /// Time in which a change must be visible, by DESIGN.md.
 const VISIBLE: Duration = Duration::from_millis(100);
@@ -192,6 +192,41 @@ async fn all_servers_come_to_the_same_serial() {
     }
     first.stop().await;
     second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_an_outage_with_compaction_the_state_is_right_again() {
+    let Some(bed) = Bed::new() else { return };
+    bed.ready().await;
+    let stays = bed.publish("stays", &["10.77.0.1"]).await;
+    let goes = bed.publish("goes", &["10.77.0.2"]).await;
+    let proxy = Proxy::start(bed.etcd.port).await;
+    let server = bed
+        .serve_config(&bed.config_via(bed.data.path().to_owned(), proxy.port), None)
+        .await;
+    let a = |name: &str| format!("{name}.default.hearth.internal");
+    dig_until(server.dns, &[&a("goes"), "A"], |answer| answer.answer.len() == 1).await;
+
+    proxy.set(false);
+    bed.store.delete(goes.key()).await.unwrap();
+    bed.publish("comes", &["10.77.0.3"]).await;
+    let moved = bed.publish("stays", &["10.77.0.4"]).await;
+    assert_eq!(moved.key(), stays.key());
+    let last = bed.store.put("unrelated", "x").await.unwrap().revision;
+    bed.store.compact(last).await.unwrap();
+    assert_eq!(
+        server.dig(&[&a("goes"), "A"]).answer.len(),
+        1,
+        "the last known state is served"
+    );
+
+    proxy.set(true);
+    dig_until(server.dns, &[&a("comes"), "A"], |answer| answer.answer.len() == 1).await;
+    assert_eq!(server.dig(&[&a("goes"), "A"]).status, "NXDOMAIN");
+    assert_eq!(server.dig(&["-x", "10.77.0.2"]).status, "NXDOMAIN");
+    assert_eq!(server.dig(&["-x", "10.77.0.1"]).status, "NXDOMAIN");
+    assert_eq!(server.dig(&[&a("stays"), "A", "+short"]).text.trim(), "10.77.0.4");
+    server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -19,11 +19,12 @@ use flashdns_core::{Catalog, DnsName, Outcome, RrSet, Rtype, Snapshot, Transport
 
 /// Loads a zone file; its SOA's serial becomes the snapshot's.
 pub fn load(catalog: &mut Catalog, origin: &str, text: &str) -> u32 {
+    type Data = (u32, Vec<Box<[u8]>>);
     let apex: DnsName = origin.parse().unwrap();
     let mut file = Zonefile::from(text);
     file.set_origin(Name::from_octets(bytes::Bytes::copy_from_slice(apex.wire())).unwrap());
     file.set_default_class(domain::base::iana::Class::IN);
-    let mut found: BTreeMap<(DnsName, u16), (u32, Vec<Box<[u8]>>)> = BTreeMap::new();
+    let mut found: BTreeMap<(DnsName, u16), Data> = BTreeMap::new();
     while let Some(entry) = file.next_entry().unwrap() {
         let Entry::Record(record) = entry else {
             panic!("no includes in tests")

@@ -20,7 +20,7 @@ use flashdns_server::{Config, Server};
 use hearth_service::{
     config::TlsConfig,
     pki::{Authority, LeafRequest},
-    tasks::Tasks,
+    tasks::{Kind, Tasks},
     tls::Identity,
 };
 use iam_client::Authorizer;
@@ -259,6 +259,11 @@ impl Bed {
     }
 
     pub fn config(&self, data: PathBuf) -> Config {
+        self.config_via(data, self.etcd.port)
+    }
+
+    /// With Chainfire at another port, such as a [`Proxy`]'s.
+    pub fn config_via(&self, data: PathBuf, port: u16) -> Config {
         let tls = self.pki.issue("service/flashdns");
         let text = format!(
             "[service]\nname = \"flashdns\"\ndata_dir = {data:?}\n\
@@ -267,7 +272,7 @@ impl Bed {
              [flashdns]\nlisten_dns = [\"127.0.0.1:0\"]\nlisten_api = \"127.0.0.1:0\"\n\
              domain = \"hearth.internal\"\nreverse_networks = [\"10.77.0.0/16\", \"fd00:77::/32\"]\n\
              aegis_url = \"https://127.0.0.1:8443\"\n",
-            tls.ca, tls.cert, tls.key, self.etcd.port
+            tls.ca, tls.cert, tls.key, port
         );
         toml::from_str(&text).unwrap()
     }
@@ -281,7 +286,11 @@ impl Bed {
     }
 
     pub async fn serve_with(&self, data: PathBuf, authorizer: Option<Authorizer>) -> Running {
-        let server = Server::bind(&self.config(data)).await.unwrap();
+        self.serve_config(&self.config(data), authorizer).await
+    }
+
+    pub async fn serve_config(&self, config: &Config, authorizer: Option<Authorizer>) -> Running {
+        let server = Server::bind(config).await.unwrap();
         let (dns, api) = (server.dns_addresses()[0], server.api_address());
         let tasks = Tasks::new();
         server.start(&tasks, authorizer);
@@ -302,6 +311,53 @@ impl Bed {
             .await
             .unwrap();
         published
+    }
+}
+
+/// A connection to the store that can be cut.
+pub struct Proxy {
+    pub port: u16,
+    link: tokio::sync::watch::Sender<bool>,
+    tasks: Tasks,
+}
+
+impl Proxy {
+    pub async fn start(to: u16) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (link, up) = tokio::sync::watch::channel(true);
+        let tasks = Tasks::new();
+        let all = tasks.clone();
+        tasks.spawn("proxy", Kind::Background, async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let mut up = up.clone();
+                all.spawn("proxied", Kind::Background, async move {
+                    if !*up.borrow_and_update() {
+                        return Ok(());
+                    }
+                    let mut far = tokio::net::TcpStream::connect(("127.0.0.1", to)).await?;
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                        _ = up.wait_for(|up| !up) => {}
+                    }
+                    Ok(())
+                });
+            }
+            Ok(())
+        });
+        Self { port, link, tasks }
+    }
+
+    /// Cuts all connections and refuses new ones, or lets them through again.
+    pub fn set(&self, up: bool) {
+        self.link.send_replace(up);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.set(false);
+        self.tasks.stop("test");
     }
 }
 
