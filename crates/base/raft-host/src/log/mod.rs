@@ -2,8 +2,8 @@
 //! round.
 //!
 //! raft-engine checks every record's checksum, but it cannot tell a torn last record (normal after a crash: it was
-//! never synced, nobody was promised anything) from a damaged one (which was promised): it cuts both off. [`Mark`]
-//! tells them apart. Every batch carries a number; after each fsync the number is written, without another fsync,
+//! never synced, nobody was promised anything) from a damaged one (which was promised): it cuts both off. The mark file
+//! (`mark.rs`) tells them apart. Every batch carries a number; after each fsync the number is written, without another fsync,
 //! into a small file. A log that ends before its mark has lost durable records, and is refused.
 //!
 //! Old records that are still needed move to a second queue of files, whose tail raft-engine would cut off just the
