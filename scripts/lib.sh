@@ -52,3 +52,10 @@ install_packages() {
     return "$status"
   fi
 }
+
+# The tiny image's kernel is fetched as a package: a machine without a package index needs one first.
+need_package_index() {
+  if command -v apt-cache >/dev/null && [ -z "$(apt-cache depends linux-image-cloud-amd64 2>/dev/null)" ] && can_install; then
+    as_root apt-get update -qq || echo "the package index cannot be fetched; making the tiny image may fail" >&2
+  fi
+}
