@@ -253,11 +253,12 @@ impl Node {
         self.change_entry(id, |entry| entry.guest_off = at)
     }
 
-    /// Stores that nothing is left of a VM but its highest epoch.
+    /// Stores that nothing is left of a VM but its highest epoch: its keys and user data go, too.
     pub(crate) fn note_gone(&self, id: &MachineId) -> Result<(), JournalError> {
         self.change_entry(id, |entry| {
             entry.gone = true;
             entry.guest_off = None;
+            entry.assignment = None;
         })
     }
 
