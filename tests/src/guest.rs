@@ -11,6 +11,13 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{Cmd, wait};
 
+/// What the tiny guest prints first and last.
+const ENDS_OF_A_BOOT: [&str; 3] = [
+    "hearth-tiny: kernel is up",
+    "hearth-tiny: powering off",
+    "reboot: Power down",
+];
+
 /// An open `hearth vm console`.
 #[derive(Debug)]
 pub struct Console {
@@ -98,10 +105,24 @@ impl Console {
     /// # Errors
     /// When there is no prompt.
     pub fn log_in(&mut self, name: &str) -> Result<()> {
-        self.expect(&format!("{name} login:"), 90)?;
+        self.expect_prompt(&format!("{name} login:"))?;
         // A shell that an earlier console left open answers, too: the line is then an unknown command.
         self.type_line("root")?;
         self.run("true").map(drop)
+    }
+
+    /// The console's history reaches back beyond the last boot: only what was shown since then counts.
+    fn expect_prompt(&mut self, prompt: &str) -> Result<()> {
+        let found = wait::until_ok(&format!("`{prompt}` since the last boot"), 90, || {
+            let text = self.text();
+            let boot = ENDS_OF_A_BOOT.iter().filter_map(|end| text.rfind(end)).max();
+            ensure!(
+                text.get(boot.unwrap_or(0)..).unwrap_or_default().contains(prompt),
+                "not yet"
+            );
+            Ok(())
+        });
+        found.with_context(|| format!("shown so far:\n{}\nerrors:\n{}", self.text(), self.errors()))
     }
 
     /// Runs one line in the guest's shell; what it printed, white space trimmed.
