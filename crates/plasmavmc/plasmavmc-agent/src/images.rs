@@ -403,6 +403,44 @@ mod tests {
         assert!(names(dir.path()).is_empty());
     }
 
+    /// Runs the test below with a file system of 64 KiB in a mount namespace of its own.
+    #[test]
+    fn a_full_disk_is_said_and_leaves_no_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let script = "mount -t tmpfs -o size=64k none \"$1\" && cd \"$1\" && \
+                      exec \"$0\" --exact images::tests::a_full_disk_inside --ignored";
+        let exe = std::env::current_exe().unwrap();
+        let mut command = std::process::Command::new("unshare");
+        command
+            .args(["--mount", "sh", "-c", script])
+            .arg(exe)
+            .arg(dir.path());
+        match command.output() {
+            Ok(output) if output.status.success() => {
+                assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"));
+            }
+            Ok(output) if String::from_utf8_lossy(&output.stderr).contains("not permitted") => {
+                println!("SKIPPED: no privilege for mount namespaces");
+            }
+            Ok(output) => panic!("{}", String::from_utf8_lossy(&output.stdout)),
+            Err(error) => println!("SKIPPED: cannot start `unshare`: {error}"),
+        }
+    }
+
+    #[tokio::test]
+    #[ignore = "run by `a_full_disk_is_said_and_leaves_no_file` on a tiny file system"]
+    async fn a_full_disk_inside() {
+        let here = std::env::current_dir().unwrap();
+        let (shop, image) = shop(&[9; 200_000], 0);
+        let cache = ImageCache::open(&here.join("images"), 1, shop).unwrap();
+        let error = cache.ensure(&image, &BTreeSet::new()).await.unwrap_err();
+        assert!(
+            error.to_string().starts_with("the disk of this node is full"),
+            "{error}"
+        );
+        assert!(names(&here.join("images")).is_empty());
+    }
+
     #[tokio::test]
     async fn only_unused_images_are_evicted() {
         let dir = tempfile::tempdir().unwrap();

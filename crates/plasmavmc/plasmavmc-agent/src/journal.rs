@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use plasmavmc_client::agent::Assignment;
 use plasmavmc_hypervisor::MachineId;
@@ -18,6 +19,8 @@ use serde::{Deserialize, Serialize};
 const FORMAT: u32 = 1;
 /// Results of actions that are remembered. A hub repeats an action within minutes, not thousands later.
 const MAX_ACTIONS: usize = 1024;
+/// How long the highest epoch of a VM that is gone is kept.
+const GONE_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 const ACTIONS: &str = "actions.json";
 
 /// What went wrong with a journal file.
@@ -83,7 +86,15 @@ impl Journal {
             let Some(id) = id.and_then(|id| MachineId::try_from(id.to_owned()).ok()) else {
                 continue;
             };
-            let entry = read_entry(&path).map_err(|source| JournalError { path, source })?;
+            let entry = read_entry(&path).map_err(|source| JournalError {
+                path: path.clone(),
+                source,
+            })?;
+            if entry.gone && is_old(&path) {
+                // Nobody can send an assignment that old any more.
+                let _ = fs::remove_file(&path);
+                continue;
+            }
             entries.push((id, entry));
         }
         let actions = match fs::read(folder.join(ACTIONS)) {
@@ -138,6 +149,14 @@ impl Journal {
         })?;
         write_durably(&self.folder, name, &bytes).map_err(|source| JournalError { path, source })
     }
+}
+
+fn is_old(path: &Path) -> bool {
+    let age = fs::metadata(path)
+        .and_then(|m| m.modified())
+        .ok()
+        .and_then(|t| t.elapsed().ok());
+    age.is_some_and(|age| age > GONE_KEPT)
 }
 
 fn invalid(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
@@ -229,6 +248,39 @@ mod tests {
             })
             .unwrap();
         assert_eq!(journal.action("a"), None, "the oldest goes first");
+    }
+
+    #[test]
+    fn only_what_is_long_gone_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let ids = ["new-gone", "old-gone", "old-kept"].map(|n| MachineId::try_from(n.to_owned()).unwrap());
+        let (journal, _) = Journal::open(dir.path()).unwrap();
+        for id in &ids {
+            let gone = id.as_str().ends_with("gone");
+            journal
+                .put(
+                    id,
+                    &Entry {
+                        gone,
+                        ..Entry::default()
+                    },
+                )
+                .unwrap();
+            if id.as_str().starts_with("old") {
+                let file = File::options()
+                    .write(true)
+                    .open(dir.path().join(format!("{id}.vm")))
+                    .unwrap();
+                file.set_modified(std::time::SystemTime::now() - 2 * GONE_KEPT)
+                    .unwrap();
+            }
+        }
+        let (_, mut entries) = Journal::open(dir.path()).unwrap();
+        entries.sort_by(|a, b| a.0.cmp(&b.0));
+        assert_eq!(
+            entries.iter().map(|e| e.0.as_str()).collect::<Vec<_>>(),
+            ["new-gone", "old-kept"]
+        );
     }
 
     #[test]

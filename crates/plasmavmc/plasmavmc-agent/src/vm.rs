@@ -39,6 +39,8 @@ const PRESS_AGAIN: Duration = Duration::from_secs(3);
 const DEFAULT_GRACE: Duration = Duration::from_secs(30);
 /// Longest grace that an assignment can ask for.
 const MAX_GRACE: Duration = Duration::from_secs(3600);
+/// QEMU's word for a guest that waits for its disk.
+const IO_ERROR: &str = "io-error";
 const MAX_BACK_OFF: Duration = Duration::from_secs(60);
 
 /// Requests that are not assignments.
@@ -296,7 +298,12 @@ impl Actor {
         };
         let reason = match machine.status().await? {
             RunState::Running => String::new(),
-            // Nobody here pauses guests: it is the hypervisor's own doing, on a full disk for example.
+            // QEMU's doing when the disk fails or is full. Going on tries the same writes again, so a
+            // guest comes back by itself once there is room.
+            RunState::Paused(why) if why == IO_ERROR => {
+                machine.resume().await?;
+                "the guest stands still: its disk failed, or this node's disk is full".to_owned()
+            }
             RunState::Paused(why) => format!("the guest stands still: {why}"),
             RunState::PoweredOff | RunState::Gone => return Ok(Next::Again),
         };
@@ -318,6 +325,7 @@ impl Actor {
         let in_use = self.node.images_in_use();
         let path = tokio::select! {
             path = self.node.images.ensure(image, &in_use) => path?,
+            () = self.node.tasks.stopping() => return Ok(Next::Wait(Instant::now() + LOOK)),
             // The fetch may take minutes; whoever changed his mind is not kept waiting.
             changed = self.desired.changed() => {
                 self.desired.mark_changed();

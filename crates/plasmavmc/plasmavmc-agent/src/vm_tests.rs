@@ -217,6 +217,20 @@ async fn lower_epochs_are_refused_also_after_a_restart_and_after_deletion() {
 }
 
 #[tokio::test]
+async fn metrics_count_what_is_observed() {
+    let Some(world) = World::new().await else { return };
+    let health = hearth_service::health::Health::new("agent");
+    crate::metrics::register(&health, &world.node);
+    world.node.assign(wanted(Power::On)).unwrap();
+    world.observed(VmState::Running).await;
+    let text = health.metrics();
+    assert!(text.contains("hearth_agent_vms{state=\"running\"} 1\n"), "{text}");
+    assert!(text.contains("hearth_agent_vms{state=\"failed\"} 0\n"), "{text}");
+    assert!(text.contains("hearth_agent_memory_bytes 536870912\n"), "{text}");
+    world.stop_agent().await;
+}
+
+#[tokio::test]
 async fn a_higher_epoch_ends_the_older_incarnation_first() {
     let Some(world) = World::new().await else { return };
     world.node.assign(wanted(Power::On)).unwrap();

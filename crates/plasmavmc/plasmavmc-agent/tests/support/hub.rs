@@ -112,6 +112,14 @@ impl TestHub {
         send(&state, hub_message::Kind::Delta(delta));
     }
 
+    pub(crate) fn assign_deletion(&self, vm_id: &str) {
+        let assigned = self.state.lock().unwrap().assignments.get(vm_id).cloned();
+        let mut assignment = assigned.unwrap();
+        assignment.generation += 1;
+        assignment.delete = true;
+        self.assign(&assignment);
+    }
+
     pub(crate) fn send(&self, kind: hub_message::Kind) {
         send(&self.state.lock().unwrap(), kind);
     }

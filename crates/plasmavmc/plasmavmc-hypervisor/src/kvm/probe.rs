@@ -162,6 +162,8 @@ async fn wait_for_lock(memory: &Path) -> Option<Flock<File>> {
 /// Boots the image under KVM, writing nothing to it, and looks for the marker on its console.
 async fn try_kvm(image: &Path, memory: &Path) -> Result<Accelerator, HypervisorError> {
     let serial = memory.join(format!("kvm-try-{}.log", std::process::id()));
+    let errors = serial.with_extension("err");
+    let stderr = File::create(&errors).map_err(HypervisorError::io("make", &errors))?;
     let drive = serde_json::json!({
         "driver": "qcow2", "node-name": "root", "read-only": true,
         "file": { "driver": "file", "filename": image },
@@ -196,7 +198,7 @@ async fn try_kvm(image: &Path, memory: &Path) -> Result<Accelerator, HypervisorE
         .arg(format!("file:{}", serial.display()))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
+        .stderr(stderr)
         .kill_on_drop(true)
         .spawn();
     let mut child = child.map_err(|e| HypervisorError::Program {
@@ -215,7 +217,14 @@ async fn try_kvm(image: &Path, memory: &Path) -> Result<Accelerator, HypervisorE
             };
         }
         if let Ok(Some(status)) = child.try_wait() {
-            break tcg(format!("QEMU ended under KVM ({status})"));
+            let words = fs::read_to_string(&errors).unwrap_or_default();
+            let last = words
+                .lines()
+                .rfind(|l| !l.trim().is_empty())
+                .unwrap_or("no message");
+            break tcg(format!(
+                "/dev/kvm opens, but QEMU ended under KVM: {last} ({status})"
+            ));
         }
         if started.elapsed() > DEADLINE {
             let s = DEADLINE.as_secs();
@@ -228,6 +237,7 @@ async fn try_kvm(image: &Path, memory: &Path) -> Result<Accelerator, HypervisorE
     // It may have ended by itself; either way it is reaped here.
     let _ = child.kill().await;
     let _ = fs::remove_file(&serial);
+    let _ = fs::remove_file(&errors);
     Ok(accelerator)
 }
 
