@@ -9,8 +9,8 @@ use anyhow::{Context, Result, ensure};
 use hearth_tests::{Cmd, Platform, leaks, program, store, wait};
 
 const MIB: u64 = 1 << 20;
-/// Room for PlasmaVMC's images: the tiny one fits in, the test's own does not.
-const IMAGE_ROOM: u64 = 24 * MIB;
+/// Room for PlasmaVMC's images: the tiny one fits in twice, the test's own does not.
+const IMAGE_ROOM: u64 = 34 * MIB;
 /// Room for the agent's copies of images: less than the tiny one.
 const CACHE_ROOM: u64 = 4 * MIB;
 /// Room for the store.
@@ -75,7 +75,7 @@ fn bad_requests(platform: &Platform) -> Result<()> {
         ("vm create a --image tiny --cpus 100000", vec!["cpu"]),
         (
             "vm create Bad_Name --image tiny",
-            vec!["`Bad_Name`", "lowercase letters"],
+            vec!["`Bad_Name`", "use a-z"],
         ),
         ("vm create 7up --image tiny", vec!["`7up`", "letter"]),
         (&format!("vm create {long} --image tiny"), vec!["63"]),
@@ -118,9 +118,9 @@ fn bad_images(platform: &Platform, folder: &PathBuf) -> Result<()> {
         ))
         .refused()?
         .says(&["qcow2"])?;
-    // 20 MiB of what no file system can shrink to nothing.
+    // 24 MiB of what no file system can shrink to nothing.
     let large = platform.sandbox().path().join("large.raw");
-    fs::write(&large, vec![7; 20 << 20])?;
+    fs::write(&large, vec![7; 24 << 20])?;
     platform
         .hearth(&format!("image import {} --name wrong", large.display()))
         .refused()?

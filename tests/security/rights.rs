@@ -46,7 +46,7 @@ fn people(platform: &Platform) -> Result<()> {
         ("vera", "viewer", "project/default"),
         ("olga", "operator", "project/other"),
     ] {
-        let password = format!("correct horse of {name}\n");
+        let password = format!("correct horse battery {role}\n");
         platform
             .hearth(&format!("iam user create {name} --password-stdin"))
             .stdin(password.clone())
