@@ -20,7 +20,8 @@ use iam_client::wire::{
     UserChange,
 };
 use iam_client::{
-    AegisClient, AuthnError, Authorizer, AuthorizerConfig, ClientError, Denied, ResourceRef, Role, certs,
+    AegisClient, AuthnError, Authorizer, AuthorizerConfig, ClientError, Denied, DeviceWait, ResourceRef,
+    Role, Session, certs,
 };
 use iam_server::{AegisConfig, Config};
 use tempfile::TempDir;
@@ -69,6 +70,7 @@ fn issue(authority: &Authority, dir: &Path, path: &str, lifetime: Duration) -> T
     }
 }
 
+const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 fn start_etcd(dir: &Path, tls: &TlsConfig, address: SocketAddr, peer: SocketAddr) -> Child {
@@ -232,6 +234,8 @@ async fn two_replicas_one_world_and_a_server_that_watches_it() {
     let root = signed_in(&here, admin).await;
     rights_reach_the_server(&root, &there, &authorizer).await;
     service_accounts_and_groups(&root).await;
+    device_flow(&cluster, &here, &issuer, admin).await;
+    trust_is_checked(&cluster, &issuer).await;
     certificates_renew(&cluster, &issuer).await;
     staleness_is_told(cluster, &authorizer).await;
     tasks.stop("the test is over");
@@ -338,6 +342,97 @@ async fn service_accounts_and_groups(root: &AegisClient) {
     let trail = root.audit(2).await.unwrap();
     assert_eq!(trail.items[0].action, "iam.serviceaccount.delete");
     assert!(trail.next_page.is_some());
+}
+
+/// The command line on one machine, the browser on another replica's doorstep.
+async fn device_flow(cluster: &Cluster, client: &AegisClient, issuer: &str, admin: &str) {
+    let begun = client.device_begin().await.unwrap();
+    let interval = Duration::from_secs(begun.interval);
+    let pending = client.device_poll(&begun.device_code, interval).await.unwrap();
+    assert!(
+        matches!(pending, DeviceWait::Pending(pause) if pause == interval),
+        "{pending:?}"
+    );
+    let tls = hearth_service::tls::anonymous_client_config(&cluster.ca()).unwrap();
+    let browser = reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        .no_proxy()
+        .build()
+        .unwrap();
+    let page = browser
+        .get(&begun.verification_uri_complete)
+        .send()
+        .await
+        .unwrap()
+        .text()
+        .await
+        .unwrap();
+    assert!(page.contains(&begun.user_code), "{page}");
+    let form = [
+        ("user_code", begun.user_code.as_str()),
+        ("username", admin),
+        ("password", PASSWORD),
+        ("decision", "approve"),
+    ];
+    let decided = browser
+        .post(&begun.verification_uri)
+        .header("origin", issuer)
+        .form(&form)
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(decided.status(), 200);
+    tokio::time::sleep(interval).await;
+    let DeviceWait::Done(tokens) = client.device_poll(&begun.device_code, interval).await.unwrap() else {
+        panic!("approved and still pending");
+    };
+    let session = Session::new(tokens, SystemTime::now());
+    assert!(
+        !session.needs_refresh(SystemTime::now()) && session.needs_refresh(SystemTime::now() + 600 * SECOND)
+    );
+    let next = client.refresh(&session.refresh_token.unwrap()).await.unwrap();
+    let me = client.with_token(&next.access_token).whoami().await.unwrap();
+    assert_eq!(me.subject, format!("user/{admin}"));
+    client.revoke(&next.refresh_token.clone().unwrap()).await.unwrap();
+    let ended = client.refresh(&next.refresh_token.unwrap()).await.unwrap_err();
+    assert!(
+        matches!(&ended, ClientError::OAuth { error, .. } if error == "invalid_grant"),
+        "{ended:?}"
+    );
+}
+
+/// Neither side talks to somebody of another cluster.
+async fn trust_is_checked(cluster: &Cluster, issuer: &str) {
+    let foreign_dir = tempfile::tempdir().unwrap();
+    let foreign = Authority::create(DOMAIN, SystemTime::now()).unwrap();
+    std::fs::write(foreign_dir.path().join("ca.crt"), foreign.cert_pem()).unwrap();
+    let client = AegisClient::new(issuer, &foreign_dir.path().join("ca.crt")).unwrap();
+    assert!(
+        matches!(client.roles().await, Err(ClientError::Unreachable { .. })),
+        "a server of another CA"
+    );
+    // A certificate of another CA with the same words in it, shown to our server.
+    let mut files = issue(&foreign, foreign_dir.path(), "service/aegis", DAY);
+    files.ca = cluster.ca();
+    let intruder = AegisClient::with_identity(issuer, &Identity::load(&files).unwrap()).unwrap();
+    assert!(
+        matches!(intruder.whoami().await, Err(ClientError::Unreachable { .. })),
+        "a client of another CA"
+    );
+    // One of ours that has expired.
+    let mut files = issue(
+        &cluster.authority,
+        foreign_dir.path(),
+        "service/late",
+        Duration::ZERO,
+    );
+    files.ca = cluster.ca();
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let late = AegisClient::with_identity(issuer, &Identity::load(&files).unwrap()).unwrap();
+    assert!(
+        matches!(late.whoami().await, Err(ClientError::Unreachable { .. })),
+        "an expired certificate"
+    );
 }
 
 async fn certificates_renew(cluster: &Cluster, issuer: &str) {
