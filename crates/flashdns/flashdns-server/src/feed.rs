@@ -6,7 +6,10 @@ use chainfire_client::{
     Client, Compare, Error, Op, Txn, WatchEvent, WatchUpdate, wire::etcdserverpb::RangeRequest,
 };
 use hearth_service::tasks::{TaskError, Tasks, chain};
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::timeout,
+};
 
 use crate::{
     keeper::Event,
@@ -17,6 +20,9 @@ use crate::{
 /// Pause after the store could not be reached; doubles up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE: Duration = Duration::from_secs(2);
+/// A watch that says nothing for this long is asked for a sign of life; without one in the same time again the
+/// source counts as lost. (A watcher resumes broken streams silently, so an outage shows in nothing else.)
+const QUIET: Duration = Duration::from_secs(5);
 /// Deletions that come together are marked together.
 const MARK_DELAY: Duration = Duration::from_millis(50);
 
@@ -36,17 +42,15 @@ pub(crate) async fn run(
 
 async fn forever(source: Source, client: &Client, events: &mpsc::Sender<Event>) {
     let mut pause = FIRST_PAUSE;
-    let mut is_lost = false;
     loop {
         match once(source, client, events, &mut pause).await {
             // The keeper has ended: so does the process.
             Ok(()) => return,
             Err(error) => {
                 // Once per outage; answers go on from what is known.
-                if !is_lost || pause == FIRST_PAUSE {
-                    tracing::warn!(?source, error = %chain(&error), "lost Chainfire; answering from the last state");
+                if pause == FIRST_PAUSE {
+                    tracing::warn!(?source, error = %chain(&error), "cannot follow Chainfire");
                 }
-                is_lost = true;
                 if events.send(Event::Lost(source)).await.is_err() {
                     return;
                 }
@@ -94,33 +98,50 @@ async fn once(
             return Ok(());
         }
         let mut watcher = client.watch(source.prefix(), revision + 1);
+        let mut is_asked = false;
         loop {
-            let event = match watcher.next().await? {
-                WatchUpdate::Events { revision, events } => {
-                    let changes = events.into_iter().map(change).collect();
-                    Event::Changed {
-                        source,
-                        revision,
-                        changes,
-                    }
+            let Ok(update) = timeout(QUIET, watcher.next()).await else {
+                if is_asked && events.send(Event::Lost(source)).await.is_err() {
+                    return Ok(());
                 }
-                WatchUpdate::Progress { revision } => Event::Changed {
-                    source,
-                    revision,
-                    changes: Vec::new(),
-                },
-                WatchUpdate::Compacted { revision } => {
-                    tracing::info!(
-                        ?source,
-                        revision,
-                        "the watched revision was compacted; listing again"
-                    );
-                    break;
-                }
+                is_asked = true;
+                watcher.request_progress();
+                continue;
+            };
+            is_asked = false;
+            let Some(event) = event(source, update?) else {
+                break;
             };
             if events.send(event).await.is_err() {
                 return Ok(());
             }
+        }
+    }
+}
+
+/// What the keeper is told; `None`: list again.
+fn event(source: Source, update: WatchUpdate) -> Option<Event> {
+    match update {
+        WatchUpdate::Events { revision, events } => {
+            let changes = events.into_iter().map(change).collect();
+            Some(Event::Changed {
+                source,
+                revision,
+                changes,
+            })
+        }
+        WatchUpdate::Progress { revision } => Some(Event::Changed {
+            source,
+            revision,
+            changes: Vec::new(),
+        }),
+        WatchUpdate::Compacted { revision } => {
+            tracing::info!(
+                ?source,
+                revision,
+                "the watched revision was compacted; listing again"
+            );
+            None
         }
     }
 }

@@ -118,25 +118,23 @@ impl Keeper {
             } => {
                 self.state.set_cluster(cluster);
                 self.state.listed(source, revision, entries);
-                self.live[source as usize] = true;
+                self.set_live(source, true);
             }
             Event::Changed {
                 source,
                 revision,
                 changes,
-            } if changes.is_empty() => {
+            } => {
+                let is_news = !changes.is_empty();
+                self.set_live(source, true);
                 self.state.changed(source, revision, changes);
-                self.wake();
-                return false;
+                if !is_news {
+                    self.wake();
+                    return false;
+                }
             }
-            Event::Changed {
-                source,
-                revision,
-                changes,
-            } => self.state.changed(source, revision, changes),
             Event::Lost(source) => {
-                self.live[source as usize] = false;
-                self.count_feeds();
+                self.set_live(source, false);
                 return false;
             }
             Event::List {
@@ -165,7 +163,6 @@ impl Keeper {
     /// Swaps in the state as it is now, once there is anything to answer from: before that every question
     /// is refused, so that no resolver learns that a name does not exist.
     fn publish(&mut self) {
-        self.count_feeds();
         if !self.state.is_filled() {
             return;
         }
@@ -185,7 +182,14 @@ impl Keeper {
         }
     }
 
-    fn count_feeds(&self) {
+    /// Notes whether a source can be followed, and says so when that changes.
+    fn set_live(&mut self, source: Source, is_live: bool) {
+        let was_live = std::mem::replace(&mut self.live[source as usize], is_live);
+        match (was_live, is_live) {
+            (false, true) => tracing::info!(?source, "following Chainfire"),
+            (true, false) => tracing::warn!(?source, "Chainfire is silent; answering from the last state"),
+            _ => {}
+        }
         let live = self.live.iter().filter(|live| **live).count();
         self.metrics.feeds.set(i64::try_from(live).unwrap_or(0));
     }

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Bed, Proxy, dig_until};
+use common::{Bed, Proxy, Running, dig_until};
 
 /// Time in which a change must be visible, by DESIGN.md.
 const VISIBLE: Duration = Duration::from_millis(100);
@@ -226,7 +226,20 @@ async fn after_an_outage_with_compaction_the_state_is_right_again() {
     assert_eq!(server.dig(&["-x", "10.77.0.2"]).status, "NXDOMAIN");
     assert_eq!(server.dig(&["-x", "10.77.0.1"]).status, "NXDOMAIN");
     assert_eq!(server.dig(&[&a("stays"), "A", "+short"]).text.trim(), "10.77.0.4");
+    feeds(&server, &bed, 2).await;
+    // A quiet store is not a lost one.
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    feeds(&server, &bed, 2).await;
     server.stop().await;
+}
+
+/// Waits until the server says that it follows so many sources.
+async fn feeds(server: &Running, bed: &Bed, wanted: u64) {
+    let since = Instant::now();
+    while server.metric(&bed.pki, "flashdns_feeds").await != wanted {
+        assert!(since.elapsed() < common::PATIENCE, "not {wanted} feeds");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
