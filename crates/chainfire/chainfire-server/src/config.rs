@@ -33,6 +33,10 @@ pub struct Chainfire {
     /// Also serve tools in plain text on the client port, from loopback addresses only.
     #[serde(default)]
     pub plaintext_loopback: bool,
+    /// Entries kept in the Raft log for members that lag; who misses more gets a snapshot. Twice as many are let
+    /// collect before the older ones are dropped.
+    #[serde(default = "default_keep_log_entries")]
+    pub keep_log_entries: u64,
     /// The whole initial cluster, this member included; the same on all members.
     pub members: Vec<Member>,
 }
@@ -47,6 +51,10 @@ pub struct Member {
     pub client: String,
     /// `host:port` for the other members.
     pub peer: String,
+}
+
+fn default_keep_log_entries() -> u64 {
+    5_000
 }
 
 /// Why a configuration cannot work.
@@ -113,6 +121,7 @@ mod tests {
             listen_client: SocketAddr::from(([127, 0, 0, 1], 0)),
             listen_peer: SocketAddr::from(([127, 0, 0, 1], 0)),
             plaintext_loopback: false,
+            keep_log_entries: default_keep_log_entries(),
             members: names.iter().map(member).collect(),
         }
     }

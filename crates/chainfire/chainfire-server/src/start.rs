@@ -166,6 +166,7 @@ async fn open<T: Transport + 'static>(
     transport: T,
 ) -> Result<(HostHandle, Arc<Shared>), ServerError> {
     let data_dir = config.service.data_dir.clone();
+    let keep_entries = config.chainfire.keep_log_entries;
     let initial = config
         .chainfire
         .members
@@ -189,6 +190,8 @@ async fn open<T: Transport + 'static>(
             log_dir,
             incarnation: rand::random(),
             seed: rand::random(),
+            keep_entries,
+            compact_entries: keep_entries.saturating_mul(2),
             ..HostConfig::default()
         };
         let group = GroupConfig {

@@ -101,6 +101,11 @@ pub struct Cluster {
 impl Cluster {
     /// Starts `count` members and waits until they serve.
     pub async fn start(count: usize) -> Cluster {
+        Cluster::start_with(count, "").await
+    }
+
+    /// The same, with more lines in the `[chainfire]` table.
+    pub async fn start_with(count: usize, more: &str) -> Cluster {
         let dir = tempfile::tempdir().unwrap();
         let authority = Authority::create("hearth.internal", SystemTime::now()).unwrap();
         let mut cluster = Cluster {
@@ -123,7 +128,7 @@ impl Cluster {
         }
         let tls = cluster.leaf("service/chainfire");
         for n in 0..count {
-            let text = cluster.config(n, &tls);
+            let text = cluster.config(n, &tls, more);
             std::fs::write(cluster.members[n].dir.join("conf.toml"), text).unwrap();
             cluster.members[n].start();
         }
@@ -131,13 +136,13 @@ impl Cluster {
         cluster
     }
 
-    fn config(&self, own: usize, tls: &TlsConfig) -> String {
+    fn config(&self, own: usize, tls: &TlsConfig, more: &str) -> String {
         let own = &self.members[own];
         let mut text = format!(
             "[service]\nname = \"{}\"\ndata_dir = \"{}\"\nlog_level = \"info\"\nshutdown_grace_s = 5\n\
              [tls]\nca = \"{}\"\ncert = \"{}\"\nkey = \"{}\"\n\
              [chainfire]\nmember = \"{}\"\ncluster = \"test\"\nlisten_client = \"{}\"\nlisten_peer = \"{}\"\n\
-             plaintext_loopback = true\n",
+             plaintext_loopback = true\n{more}\n",
             own.name,
             own.dir.join("data").display(),
             tls.ca.display(),
