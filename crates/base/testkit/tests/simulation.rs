@@ -29,3 +29,18 @@ fn every_planted_bug_is_found_within_its_budget() {
         );
     }
 }
+
+#[test]
+fn seeds_that_once_failed_pass() {
+    let found = [
+        // raft-engine's block cache, shared by all members on one thread (decision 0012).
+        (1000, 5),
+        // A snapshot described before a membership change, and sent after it.
+        (183, 5),
+        // A leader that applies its own removal and leads on.
+        (10_004, 3),
+    ];
+    for (seed, members) in found {
+        sim::run_many(seed, 1, members, 1, |_| {}).unwrap_or_else(|e| panic!("{e}"));
+    }
+}

@@ -1,7 +1,7 @@
 //! Messages of peers: in, out, and snapshots in both directions.
 
-use raft::SnapshotStatus;
 use raft::eraftpb::{Message, MessageType};
+use raft::{SnapshotStatus, Storage as _};
 use raft_engine::env::FileSystem;
 
 use super::Group;
@@ -56,15 +56,17 @@ impl<F: FileSystem> Group<F> {
 
     fn begin_transfer(&mut self, mut message: Message, now: u64, out: &mut Output) -> Result<(), Fatal> {
         let to = message.to;
-        let metadata = message.get_snapshot().get_metadata().clone();
-        // Messages go out before anything further is applied, so the picture taken now is the one described.
-        assert_eq!(
-            metadata.index, self.applied,
-            "a snapshot describes another state than the present one"
+        let described = message.get_snapshot().get_metadata().index;
+        assert!(
+            described <= self.applied,
+            "a snapshot describes a state that is yet to come"
         );
+        // A membership change may have been applied since the library described it. The picture is of now, so its
+        // description must be too; a later snapshot than announced serves the library as well.
+        let term = self.node.store().term(self.applied);
         let meta = SnapshotMeta {
-            index: metadata.index,
-            term: metadata.term,
+            index: self.applied,
+            term: term.map_err(|e| self.fatal("describing a snapshot", &e))?,
             membership: Some(convert::membership_to(self.membership())),
         };
         message.clear_snapshot();

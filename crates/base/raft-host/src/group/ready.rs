@@ -8,6 +8,7 @@
 //! A leader's appends go out beside its own fsync; everything a follower says waits for it.
 
 use prost::Message as _;
+use raft::StateRole;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, Entry, EntryType};
 use raft_engine::env::FileSystem;
 
@@ -190,6 +191,7 @@ impl<F: FileSystem> Group<F> {
             // Every member refuses it alike: the members stay as they are.
             Err(e) => Err(ConfChangeError::Invalid(e.to_string())),
             Ok(state) => {
+                self.step_down_if_removed();
                 let before = self.membership().clone();
                 let after = before.updated(&state, &added);
                 let mut batch = log.batch();
@@ -216,6 +218,18 @@ impl<F: FileSystem> Group<F> {
             out.replies.push(Reply::ConfChanged(id, outcome));
         }
         Ok(())
+    }
+
+    /// A node can come to lead before it applies its own removal, which an earlier leader proposed. The library lets
+    /// it lead on, without a progress of its own, and asserts at the next acknowledgement.
+    fn step_down_if_removed(&mut self) {
+        let raft = &mut self.node.raft;
+        if raft.state == StateRole::Leader && raft.prs().get(self.config.node).is_none() {
+            let term = raft.term;
+            raft.become_follower(term, raft::INVALID_ID);
+            // The library does not expect a follower's messages here; Raft can lose any message.
+            raft.msgs.clear();
+        }
     }
 
     fn apply_to_machine(&mut self, committed: &[Committed<'_>]) -> Result<Vec<bytes::Bytes>, Fatal> {
