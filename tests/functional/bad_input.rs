@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::net::TcpListener;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use hearth_tests::{Cmd, Platform, leaks, program, store, wait};
@@ -13,6 +13,8 @@ const MIB: u64 = 1 << 20;
 const IMAGE_ROOM: u64 = 34 * MIB;
 /// Room for the agent's copies of images: less than the tiny one.
 const CACHE_ROOM: u64 = 4 * MIB;
+/// A key that is in the store's log once.
+const RECORD: &[u8] = b"/full/and/again";
 /// Room for the store.
 const STORE_ROOM: u64 = 512 * MIB;
 
@@ -73,10 +75,7 @@ fn bad_requests(platform: &Platform) -> Result<()> {
         ("vm create a --image tiny --memory many", vec!["many", "256MiB"]),
         ("vm create a --image tiny --cpus 0", vec!["cpu"]),
         ("vm create a --image tiny --cpus 100000", vec!["cpu"]),
-        (
-            "vm create Bad_Name --image tiny",
-            vec!["`Bad_Name`", "use a-z"],
-        ),
+        ("vm create Bad_Name --image tiny", vec!["`Bad_Name`", "use a-z"]),
         ("vm create 7up --image tiny", vec!["`7up`", "letter"]),
         (&format!("vm create {long} --image tiny"), vec!["63"]),
         ("vm show nothing", vec!["`nothing`"]),
@@ -94,14 +93,14 @@ fn bad_requests(platform: &Platform) -> Result<()> {
     Ok(())
 }
 
-fn bad_images(platform: &Platform, folder: &PathBuf) -> Result<()> {
+fn bad_images(platform: &Platform, folder: &Path) -> Result<()> {
     let before = (platform.json("image list")?, files(folder)?);
     let tiny = platform.image().display().to_string();
     let wrong = "0".repeat(64);
     platform
         .hearth(&format!("image import {tiny} --name wrong --sha256 {wrong}"))
         .refused()?
-        .says(&["sha256", &wrong, "check the file"])?;
+        .says(&["SHA-256", &wrong, "check the file"])?;
     platform
         .hearth("image import /nowhere/disk.qcow2 --name wrong")
         .refused()?
@@ -130,7 +129,7 @@ fn bad_images(platform: &Platform, folder: &PathBuf) -> Result<()> {
     platform.is_healthy(10)
 }
 
-fn files(folder: &PathBuf) -> Result<Vec<String>> {
+fn files(folder: &Path) -> Result<Vec<String>> {
     let mut names = vec![];
     for entry in fs::read_dir(folder)?.chain(fs::read_dir(folder.join("incoming"))?) {
         names.push(entry?.file_name().to_string_lossy().into_owned());
@@ -161,12 +160,14 @@ fn store_disk_full(platform: &Platform) -> Result<()> {
     let free = space.blocks_available() * space.fragment_size();
     // Four MiB stay: the member must refuse before the file system does.
     fs::write(&filler, vec![0; usize::try_from(free.saturating_sub(4 * MIB))?])?;
-    let put = || store::at(&store::MEMBERS[..1]).words("put /full x");
+    let put = || store::at(&store::MEMBERS[..1]).words("put /full/and/again x");
     wait::until_ok("writes are refused", 20, || {
         put().refused()?.says(&["database space exceeded"]).map(drop)
     })?;
     // Reading goes on, and the user hears what is the matter.
-    store::at(&store::MEMBERS[..1]).words("get /full").ok()?;
+    store::at(&store::MEMBERS[..1])
+        .words("get /full/and/again")
+        .ok()?;
     platform.hearth("vm list").ok()?;
     let refused = platform.hearth("vm create a --image tiny").refused()?;
     refused.says(&["space"])?;
@@ -178,7 +179,7 @@ fn store_disk_full(platform: &Platform) -> Result<()> {
 fn damaged_log(platform: &Platform) -> Result<()> {
     platform.hearth("down").ok()?;
     let folder = platform.data().join("chainfire-1/raft");
-    flip_middle(&folder)?;
+    flip_record(&folder)?;
     let output = Cmd::new(program("hearthd")?)
         .words("chainfire --config")
         .arg(platform.data().join("conf/chainfire-1.toml"))
@@ -193,22 +194,18 @@ fn damaged_log(platform: &Platform) -> Result<()> {
     Ok(())
 }
 
-/// Flips bits in the middle of what the newest log file holds.
-fn flip_middle(folder: &PathBuf) -> Result<()> {
-    let mut logs = vec![];
+/// Flips the bits of a record in the middle of the log: of the key that was put while the disk was full.
+fn flip_record(folder: &Path) -> Result<()> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
-        if path.extension().is_some_and(|e| e == "raftlog") {
-            logs.push(path);
-        }
+        let bytes = fs::read(&path)?;
+        let Some(at) = bytes.windows(RECORD.len()).position(|part| part == RECORD) else {
+            continue;
+        };
+        let file = File::options().write(true).open(&path)?;
+        let flipped: Vec<u8> = RECORD.iter().map(|b| !b).collect();
+        file.write_all_at(&flipped, u64::try_from(at)?)?;
+        return Ok(());
     }
-    logs.sort();
-    let newest = logs.last().context("no log file")?;
-    let bytes = fs::read(newest)?;
-    // Files are made larger than what is in them.
-    let used = bytes.iter().rposition(|b| *b != 0).context("an empty log")?;
-    let file = File::options().write(true).open(newest)?;
-    let middle: Vec<u8> = bytes.iter().skip(used / 2).take(64).map(|b| !b).collect();
-    file.write_all_at(&middle, u64::try_from(used / 2)?)?;
-    Ok(())
+    anyhow::bail!("no file of the log has the record")
 }
