@@ -44,6 +44,12 @@ impl From<StoreError> for ApiError {
                 )
                 .hint("repeat it with the same idempotency key; `hearth status` shows the store's health")
                 .source(error),
+                kind @ ErrorKind::ResourceExhausted => Self::new(
+                    kind,
+                    format!("the store takes no changes now: {source}"),
+                )
+                .hint("if its disk is full, give Chainfire's data folders more room; then repeat the request")
+                .source(error),
                 _ => Self::internal("using the store", error),
             },
             StoreError::Damaged { .. } => {
