@@ -153,9 +153,19 @@ struct Session<'a> {
 #[derive(Clone)]
 struct Side {
     node: Arc<Node>,
-    client: AgentHubClient<Channel>,
+    hub: String,
+    identity: Option<Identity>,
     out: mpsc::Sender<AgentMessage>,
     slots: Arc<Semaphore>,
+}
+
+/// A connection of its own to a hub.
+fn dial(hub: &str, identity: Option<&Identity>) -> Result<Channel, SessionError> {
+    let options = ChannelOptions {
+        expect: Some("service/plasmavmc"),
+        ..ChannelOptions::default()
+    };
+    channel(hub, identity, &options).map_err(|e| SessionError::Address(e.to_string()))
 }
 
 fn message(kind: agent_message::Kind) -> AgentMessage {
@@ -164,12 +174,7 @@ fn message(kind: agent_message::Kind) -> AgentMessage {
 
 impl Session<'_> {
     async fn run(&self, identity: Option<&Identity>) -> Result<(), SessionError> {
-        let options = ChannelOptions {
-            expect: Some("service/plasmavmc"),
-            ..ChannelOptions::default()
-        };
-        let channel =
-            channel(self.hub, identity, &options).map_err(|e| SessionError::Address(e.to_string()))?;
+        let channel = dial(self.hub, identity)?;
         let mut client = AgentHubClient::new(channel.clone());
         let (out, queue) = mpsc::channel(MAX_QUEUED);
         let mut changed = self.node.observations.subscribe();
@@ -183,7 +188,8 @@ impl Session<'_> {
         let slots = Arc::new(Semaphore::new(MAX_SIDE_TASKS));
         let side = Side {
             node: self.node.clone(),
-            client,
+            hub: self.hub.to_owned(),
+            identity: identity.cloned(),
             out: out.clone(),
             slots,
         };
@@ -357,7 +363,12 @@ async fn act(side: Side, action: Action) {
 }
 
 /// Bridges one viewer and the guest until either goes.
-async fn view(mut side: Side, open: OpenConsole) {
+async fn view(side: Side, open: OpenConsole) {
+    // Not on the session's connection: a viewer who does not read would in the end stop that one.
+    let mut client = match dial(&side.hub, side.identity.as_ref()) {
+        Ok(channel) => AgentHubClient::new(channel),
+        Err(error) => return tracing::warn!(%error, "no connection for a console"),
+    };
     let chunk = |data: Bytes, error: String| ConsoleChunk {
         console_id: open.console_id.clone(),
         data: data.into(),
@@ -371,7 +382,7 @@ async fn view(mut side: Side, open: OpenConsole) {
     };
     // The queue is empty: there is room.
     let _ = out.send(first).await;
-    let attached = timeout(HUB_LIMIT, side.client.console_attach(ReceiverStream::new(queue))).await;
+    let attached = timeout(HUB_LIMIT, client.console_attach(ReceiverStream::new(queue))).await;
     let mut inbound = match (attached, &viewer) {
         (Ok(Ok(answer)), Ok(_)) => answer.into_inner(),
         (Ok(Err(status)), _) => return tracing::warn!(%status, "the hub refused a console"),

@@ -4,11 +4,12 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
+use tokio::time::Instant;
 
 use super::command::{CONSOLE, CONSOLE_LOG, MONITOR};
 use super::qmp::Qmp;
@@ -20,8 +21,13 @@ use crate::{HypervisorError, Machine, MachineInfo, RunState};
 const COMMAND_LIMIT: Duration = Duration::from_secs(10);
 /// Time that QEMU gets to close its files after `quit`.
 const QUIT_LIMIT: Duration = Duration::from_secs(5);
+/// Longest time that firmware is given before a reset may hit it.
+const FIRMWARE_LIMIT: Duration = Duration::from_secs(5);
+const FIRMWARE_POLL: Duration = Duration::from_millis(50);
 const CONNECT_TRIES: u32 = 100;
 const CONNECT_PAUSE: Duration = Duration::from_millis(20);
+/// How long a process whose monitor hung up may take to be gone.
+const DYING_LIMIT: Duration = Duration::from_secs(2);
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 /// Pause between looks at a process whose monitor has hung up.
 const GONE_POLL: Duration = Duration::from_millis(200);
@@ -39,6 +45,8 @@ pub(super) struct KvmMachine {
     process: ProcessIdentity,
     info: MachineInfo,
     qmp: Qmp,
+    /// While the firmware of a fresh machine runs: until when at the latest, and the console log's length then.
+    firmware: Option<(Instant, u64)>,
     /// Filled when this owner has seen the guest switch itself off.
     ended: Option<Ended>,
 }
@@ -51,6 +59,9 @@ impl KvmMachine {
             .clone()
             .ok_or_else(|| HypervisorError::Monitor("the record names no process".into()))?;
         let qmp = open_monitor(&folder).await?;
+        let age = SystemTime::now()
+            .duration_since(UNIX_EPOCH + Duration::from_millis(run.started_at_unix_ms.unsigned_abs()))
+            .unwrap_or_default();
         let info = MachineInfo {
             id: intent.spec.id.clone(),
             epoch: intent.spec.epoch,
@@ -59,14 +70,39 @@ impl KvmMachine {
             started_at_unix_ms: run.started_at_unix_ms,
             accelerator: intent.accelerator.clone(),
         };
-        Ok(Self {
+        let mut machine = Self {
             folder,
             intent,
             process: run.process,
             info,
             qmp,
+            firmware: None,
             ended: None,
-        })
+        };
+        machine.note_firmware(FIRMWARE_LIMIT.saturating_sub(age));
+        Ok(machine)
+    }
+
+    fn log_length(&self) -> u64 {
+        fs::metadata(self.folder.join(CONSOLE_LOG)).map_or(0, |m| m.len())
+    }
+
+    fn note_firmware(&mut self, limit: Duration) {
+        self.firmware = (!limit.is_zero()).then(|| (Instant::now() + limit, self.log_length()));
+    }
+
+    /// SeaBIOS hangs for ever when it is reset while it sets itself up (seen with QEMU 7.2 under TCG:
+    /// one reset in four within its first 120 ms). So a reset waits until the guest has written to its
+    /// console, which no firmware does here, or until the firmware must be through.
+    async fn reset_machine(&mut self) -> Result<(), HypervisorError> {
+        if let Some((until, length)) = self.firmware {
+            while Instant::now() < until && self.log_length() <= length {
+                tokio::time::sleep(FIRMWARE_POLL).await;
+            }
+        }
+        self.command("system_reset").await?;
+        self.note_firmware(FIRMWARE_LIMIT);
+        Ok(())
     }
 
     async fn command(&mut self, name: &'static str) -> Result<Value, HypervisorError> {
@@ -82,7 +118,10 @@ impl KvmMachine {
         }
         let answer = match self.command("query-status").await {
             Ok(answer) => answer,
-            Err(_) if !self.process.is_alive() => return Ok(RunState::Gone),
+            // A process that dies closes its sockets a moment before it is gone.
+            Err(_) if self.qmp.is_closed() && self.process.wait_end(DYING_LIMIT).await => {
+                return Ok(RunState::Gone);
+            }
             Err(error) => return Err(error),
         };
         Ok(
@@ -191,7 +230,7 @@ impl Machine for KvmMachine {
     }
 
     fn reset(&mut self) -> BoxFuture<'_, Result<(), HypervisorError>> {
-        Box::pin(async { self.command("system_reset").await.map(drop) })
+        Box::pin(self.reset_machine())
     }
 
     fn end(&mut self) -> BoxFuture<'_, Result<Ended, HypervisorError>> {

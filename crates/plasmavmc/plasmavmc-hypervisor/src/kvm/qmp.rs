@@ -71,11 +71,10 @@ impl Qmp {
             .into_bytes();
         line.push(b'\n');
         let exchange = async {
-            self.stream
-                .get_mut()
-                .write_all(&line)
-                .await
-                .map_err(|e| monitor(format!("send {command}: {e}")))?;
+            if let Err(error) = self.stream.get_mut().write_all(&line).await {
+                self.closed = true;
+                return Err(monitor(format!("send {command}: {error}")));
+            }
             loop {
                 let message = self.read_message().await?;
                 if message.get("event").is_some() {
