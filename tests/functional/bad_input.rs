@@ -15,6 +15,7 @@ const IMAGE_ROOM: u64 = 34 * MIB;
 const CACHE_ROOM: u64 = 4 * MIB;
 /// A key that is in the store's log once.
 const RECORD: &[u8] = b"/full/and/again";
+const DAMAGED_BYTES: usize = 512;
 /// Room for the store.
 const STORE_ROOM: u64 = 512 * MIB;
 
@@ -194,7 +195,8 @@ fn damaged_log(platform: &Platform) -> Result<()> {
     Ok(())
 }
 
-/// Flips the bits of a record in the middle of the log: of the key that was put while the disk was full.
+/// Flips bits in the middle of the log: from the key that was put while the disk was full on, over the end of its
+/// batch (the entry alone is looked at when it is read, and an applied one may never be).
 fn flip_record(folder: &Path) -> Result<()> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
@@ -203,7 +205,7 @@ fn flip_record(folder: &Path) -> Result<()> {
             continue;
         };
         let file = File::options().write(true).open(&path)?;
-        let flipped: Vec<u8> = RECORD.iter().map(|b| !b).collect();
+        let flipped: Vec<u8> = bytes.iter().skip(at).take(DAMAGED_BYTES).map(|b| !b).collect();
         file.write_all_at(&flipped, u64::try_from(at)?)?;
         return Ok(());
     }
