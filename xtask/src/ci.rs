@@ -51,7 +51,10 @@ fn cargo(name: &'static str, args: &str, minutes: u64, kind: Kind) -> Step {
 }
 
 fn own(name: &'static str, args: &str, minutes: u64, kind: Kind) -> Step {
-    Step { program: Program::Own, ..cargo(name, args, minutes, kind) }
+    Step {
+        program: Program::Own,
+        ..cargo(name, args, minutes, kind)
+    }
 }
 
 /// Every check, in the order of running: cheap ones first.
@@ -83,7 +86,16 @@ fn steps(quick: bool) -> Vec<Step> {
             35,
             Kind::Tests,
         ),
-        own("sim", if quick { "sim --seeds 50" } else { "sim --seeds 500" }, 20, Kind::Figures),
+        own(
+            "sim",
+            if quick {
+                "sim --seeds 50"
+            } else {
+                "sim --seeds 500"
+            },
+            20,
+            Kind::Figures,
+        ),
         cargo("build", "build -p hearth -p hearthd --locked", 20, Kind::Whole),
         end_to_end,
     ]
@@ -146,7 +158,11 @@ fn run_step(step: &Step, logs: &Path) -> Result<Counts> {
         Kind::Whole => Counts::one(outcome.ok),
         Kind::Figures => {
             let lines: Vec<&str> = outcome.output.lines().collect();
-            for line in lines.iter().skip(lines.len().saturating_sub(FIGURE_LINES)).filter(|_| outcome.ok) {
+            for line in lines
+                .iter()
+                .skip(lines.len().saturating_sub(FIGURE_LINES))
+                .filter(|_| outcome.ok)
+            {
                 println!("   | {line}");
             }
             Counts::one(outcome.ok)

@@ -16,7 +16,7 @@ const THREE_MEMBERS_OF_TEN: u64 = 6;
 
 /// What to simulate.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Run from this seed on (with --seeds: so many; else only this one, with details).
     #[arg(long)]
     seed: Option<u64>,
@@ -36,7 +36,7 @@ pub struct Args {
 }
 
 /// Runs the simulation; an error says what was found and how to repeat it.
-pub fn run(args: &Args) -> Result<()> {
+pub(crate) fn run(args: &Args) -> Result<()> {
     let plant = args
         .plant
         .as_deref()

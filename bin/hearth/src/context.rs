@@ -169,8 +169,9 @@ impl Context {
         Ok(anonymous(&self.settings()?)?.with_token(&token))
     }
 
-    /// PlasmaVMC, as whoever is signed in.
-    pub(crate) fn plasmavmc(&self) -> Result<PlasmaClient> {
+    /// PlasmaVMC, as whoever is signed in. That somebody is, is found out here, with Aegis's own words.
+    pub(crate) async fn plasmavmc(&self) -> Result<PlasmaClient> {
+        self.access_token().await?;
         let settings = self.settings()?;
         let ca = fs::read(&settings.ca).with_context(|| {
             format!(

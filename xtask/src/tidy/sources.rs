@@ -88,7 +88,11 @@ pub(crate) fn header(name: &str, lib: &str) -> Vec<Finding> {
     if text.lines().next().is_none_or(|line| line.trim().len() < 20) {
         missing.push("a first line that says what it is");
     }
-    if !(text.contains("not know") || text.contains("knows nothing") || text.contains("does not")) {
+    if !(text.contains("not know")
+        || text.contains("knows nothing")
+        || text.contains("nothing of")
+        || text.contains("does not"))
+    {
         missing.push("what it does not know");
     }
     if !text.contains("entry point") {

@@ -247,7 +247,7 @@ fn ports(layout: &Layout) -> Vec<Finding> {
 
 /// What the agents found out about this machine, if the cluster runs and somebody is signed in.
 async fn nodes(context: &Context) -> Vec<Finding> {
-    let Ok(client) = context.plasmavmc() else {
+    let Ok(client) = context.plasmavmc().await else {
         return vec![];
     };
     let Ok(nodes) = client.list_nodes().await else {

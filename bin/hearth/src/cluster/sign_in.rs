@@ -134,7 +134,7 @@ async fn project(context: &Context) -> Result<()> {
 
 /// PlasmaVMC decides by its own copy of the rights, which follows Aegis by a moment.
 async fn wait_until_known(context: &Context) -> Result<()> {
-    let client = context.plasmavmc()?;
+    let client = context.plasmavmc().await?;
     let begin = Instant::now();
     loop {
         let answer = client.list_images().await;

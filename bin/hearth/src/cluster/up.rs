@@ -52,7 +52,7 @@ pub(crate) async fn run(data: &Path, options: &Options, context: &Context) -> Re
     if !sign_in::run(&layout, context).await? {
         return summary(&layout, None);
     }
-    let client = context.plasmavmc()?;
+    let client = context.plasmavmc().await?;
     wait_nodes(&layout, &client).await?;
     let image = register_image(&client, tiny).await?;
     if !options.first_vm {

@@ -43,6 +43,8 @@ impl Row for Node {
 
 pub(crate) async fn run(env: &Env, command: Command) -> Result<()> {
     match command {
-        Command::List => env.out.list(&env.context.plasmavmc()?.list_nodes().await?.items),
+        Command::List => env
+            .out
+            .list(&env.context.plasmavmc().await?.list_nodes().await?.items),
     }
 }

@@ -41,7 +41,7 @@ impl Row for Vm {
 }
 
 pub(crate) async fn run(env: &Env, command: Command) -> Result<()> {
-    let client = env.context.plasmavmc()?;
+    let client = env.context.plasmavmc().await?;
     let project = env.context.project(env.global.project.as_ref())?;
     match command {
         Command::Create(args) => create(env, &client, &project, args).await,
