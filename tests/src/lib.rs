@@ -31,6 +31,16 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 
+/// True, with a line that says so, for a test that `./test --quick` leaves out.
+#[must_use]
+pub fn is_left_out(what: &str) -> bool {
+    let quick = std::env::var_os("HEARTH_TEST_QUICK").is_some();
+    if quick {
+        println!("SKIPPED: {what} takes long; run ./test without --quick");
+    }
+    quick
+}
+
 /// A program of this workspace as cargo has built it in the profile of the tests.
 ///
 /// # Errors
