@@ -4,8 +4,9 @@ use std::future::Future;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use hearth_service::config::{self, ServiceConfig};
+use hearth_service::config::{self, ServiceConfig, TlsConfig};
 use hearth_service::tasks::{Kind, Tasks};
+use hearth_service::tls::Identity;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -14,19 +15,23 @@ use crate::RoleArgs;
 pub(crate) fn chainfire(args: &RoleArgs) -> Result<()> {
     serve(
         args,
-        |c: &chainfire_server::Config| &c.service,
+        |c: &chainfire_server::Config| (&c.service, &c.tls),
         chainfire_server::run,
     )
 }
 
 pub(crate) fn aegis(args: &RoleArgs) -> Result<()> {
-    serve(args, |c: &iam_server::Config| &c.service, iam_server::run)
+    serve(
+        args,
+        |c: &iam_server::Config| (&c.service, &c.tls),
+        iam_server::run,
+    )
 }
 
 pub(crate) fn flashdns(args: &RoleArgs) -> Result<()> {
     serve(
         args,
-        |c: &flashdns_server::Config| &c.service,
+        |c: &flashdns_server::Config| (&c.service, &c.tls),
         flashdns_server::run,
     )
 }
@@ -34,7 +39,7 @@ pub(crate) fn flashdns(args: &RoleArgs) -> Result<()> {
 pub(crate) fn plasmavmc(args: &RoleArgs) -> Result<()> {
     serve(
         args,
-        |c: &plasmavmc_server::Config| &c.service,
+        |c: &plasmavmc_server::Config| (&c.service, &c.tls),
         plasmavmc_server::run,
     )
 }
@@ -42,13 +47,13 @@ pub(crate) fn plasmavmc(args: &RoleArgs) -> Result<()> {
 pub(crate) fn agent(args: &RoleArgs) -> Result<()> {
     serve(
         args,
-        |c: &plasmavmc_agent::Config| &c.service,
+        |c: &plasmavmc_agent::Config| (&c.service, &c.tls),
         plasmavmc_agent::run,
     )
 }
 
 /// Reads the configuration, then runs the role until a signal or the failure of a critical task.
-fn serve<C, R, F, E>(args: &RoleArgs, service: fn(&C) -> &ServiceConfig, run: R) -> Result<()>
+fn serve<C, R, F, E>(args: &RoleArgs, frame: fn(&C) -> (&ServiceConfig, &TlsConfig), run: R) -> Result<()>
 where
     C: DeserializeOwned + Serialize + Send + 'static,
     R: FnOnce(C, Tasks) -> F + Send + 'static,
@@ -70,10 +75,13 @@ where
     if args.own_session {
         nix::unistd::setsid().context("cannot open a session of its own")?;
     }
-    let frame = service(&config).clone();
+    let (frame, tls) = frame(&config);
+    let (frame, tls) = (frame.clone(), tls.clone());
     hearth_service::telemetry::init(&frame);
     std::fs::create_dir_all(&frame.data_dir)
         .with_context(|| format!("cannot make the data folder {}", frame.data_dir.display()))?;
+    // A crash may have left a renewed certificate half in place.
+    iam_client::certs::recover(&tls).context("cannot finish the renewal of the certificate")?;
     tracing::info!(
         service = frame.name,
         version = hearth_service::VERSION,
@@ -83,6 +91,13 @@ where
     let outcome = runtime.block_on(async {
         let tasks = Tasks::new();
         let group = tasks.clone();
+        if let Some(aegis) = &frame.renew_certificate_at {
+            match Identity::load(&tls) {
+                Ok(identity) => iam_client::certs::spawn_renewer(identity, aegis, &tasks),
+                // The role reads the same files and fails with the same reason.
+                Err(error) => tracing::debug!(%error, "no renewal"),
+            }
+        }
         tasks.spawn("role", Kind::Critical, async move {
             run(config, group.clone()).await?;
             // A role may return once its tasks run; they end with the group.

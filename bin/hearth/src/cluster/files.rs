@@ -28,8 +28,14 @@ pub(crate) fn of_part(layout: &Layout, part: &Part) -> String {
 
 /// The two tables that every file begins with.
 fn frame(layout: &Layout, part: &Part) -> String {
+    // Aegis renews its own certificate at itself.
+    let renew = if part.name == "aegis" {
+        String::new()
+    } else {
+        format!("renew_certificate_at = \"{}\"\n", layout.aegis_url())
+    };
     format!(
-        "[service]\nname = \"{name}\"\ndata_dir = \"{data}\"\nlog_level = \"info\"\nshutdown_grace_s = 10\n\n{tls}",
+        "[service]\nname = \"{name}\"\ndata_dir = \"{data}\"\nlog_level = \"info\"\nshutdown_grace_s = 10\n{renew}\n{tls}",
         name = part.name,
         data = layout.state(&part.name).display(),
         tls = tls(layout, &part.certificate),

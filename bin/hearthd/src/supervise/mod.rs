@@ -44,6 +44,7 @@ pub(crate) fn run(data_dir: &Path, detach: bool) -> Result<()> {
         data_dir: data_dir.into(),
         log_level: "info".into(),
         shutdown_grace_s: STOP_LIMIT.as_secs(),
+        renew_certificate_at: None,
     });
     for folder in ["run", "log"] {
         fs::create_dir_all(data_dir.join(folder))

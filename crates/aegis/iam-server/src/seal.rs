@@ -81,15 +81,10 @@ impl Sealer {
     /// # Errors
     /// [`SealError::Seal`].
     pub fn seal(&self, purpose: &'static str, secret: &[u8]) -> Result<Sealed, SealError> {
-        let failed = || SealError::Seal(purpose);
-        let mut nonce = [0_u8; NONCE_LEN];
-        getrandom::fill(&mut nonce).map_err(|_| failed())?;
-        let mut bytes = secret.to_vec();
-        let aad = Aad::from(purpose.as_bytes());
-        self.0
-            .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), aad, &mut bytes)
-            .map_err(|_| failed())?;
-        Ok(Sealed(STANDARD.encode([nonce.as_slice(), &bytes].concat())))
+        let bytes = self
+            .seal_bytes(purpose.as_bytes(), secret)
+            .ok_or(SealError::Seal(purpose))?;
+        Ok(Sealed(STANDARD.encode(bytes)))
     }
 
     /// Opens what was sealed for the purpose.
@@ -97,16 +92,34 @@ impl Sealer {
     /// # Errors
     /// [`SealError::Open`].
     pub fn open(&self, purpose: &'static str, sealed: &Sealed) -> Result<Vec<u8>, SealError> {
-        let failed = || SealError::Open(purpose);
-        let bytes = STANDARD.decode(&sealed.0).map_err(|_| failed())?;
-        let (nonce, rest) = bytes.split_at_checked(NONCE_LEN).ok_or_else(failed)?;
-        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| failed())?;
+        STANDARD
+            .decode(&sealed.0)
+            .ok()
+            .and_then(|bytes| self.open_bytes(purpose.as_bytes(), &bytes))
+            .ok_or(SealError::Open(purpose))
+    }
+
+    /// Nonce and ciphertext of a secret that opens only for `purpose`. `None` when the system has no randomness.
+    #[must_use]
+    pub fn seal_bytes(&self, purpose: &[u8], secret: &[u8]) -> Option<Vec<u8>> {
+        let mut nonce = [0_u8; NONCE_LEN];
+        getrandom::fill(&mut nonce).ok()?;
+        let mut bytes = secret.to_vec();
+        let aad = Aad::from(purpose);
+        self.0
+            .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), aad, &mut bytes)
+            .ok()?;
+        Some([nonce.as_slice(), &bytes].concat())
+    }
+
+    /// Opens what [`Sealer::seal_bytes`] made for `purpose`. `None` when it was another key or purpose, or damaged.
+    #[must_use]
+    pub fn open_bytes(&self, purpose: &[u8], sealed: &[u8]) -> Option<Vec<u8>> {
+        let (nonce, rest) = sealed.split_at_checked(NONCE_LEN)?;
+        let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
         let mut rest = rest.to_vec();
-        let plain = self
-            .0
-            .open_in_place(nonce, Aad::from(purpose.as_bytes()), &mut rest)
-            .map_err(|_| failed())?;
-        Ok(plain.to_vec())
+        let plain = self.0.open_in_place(nonce, Aad::from(purpose), &mut rest).ok()?;
+        Some(plain.to_vec())
     }
 }
 

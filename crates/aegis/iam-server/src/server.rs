@@ -1,6 +1,7 @@
 //! The process: ports first, then the store, then requests.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hearth_service::health::{self, Health};
@@ -14,7 +15,7 @@ use crate::Config;
 use crate::api;
 use crate::app::{Aegis, Secrets, Settings, SetupError};
 use crate::seal::{SealError, Sealer};
-use crate::store::{Store, StoreError};
+use crate::store::{ChainfireStore, Store, StoreError};
 
 /// How often what has ended is taken away.
 const SWEEP_PERIOD: Duration = Duration::from_secs(60);
@@ -104,7 +105,7 @@ pub async fn run(config: Config, tasks: Tasks) -> Result<(), RunError> {
     let identity = Identity::load(&config.tls)?;
     let listener = Listener::bind(config.aegis.listen).await?;
     let secrets = Secrets {
-        sealer: Sealer::load(&config.aegis.seal_key_file)?,
+        sealer: Arc::new(Sealer::load(&config.aegis.seal_key_file)?),
         ca_cert: read(&config.tls.ca)?,
         // Needed at the very first start only: the setup says so if they are missing then.
         ca_key: std::fs::read_to_string(&config.aegis.ca_key).ok(),
@@ -113,7 +114,8 @@ pub async fn run(config: Config, tasks: Tasks) -> Result<(), RunError> {
     let client = chainfire_client::Client::connect(&config.chainfire_client, Some(identity.clone()))?;
     let issuer = AuthorizerConfig::new(&settings.public_url, &settings.domain);
     let authorizer = Authorizer::start(client.clone(), issuer, &tasks).await?;
-    let aegis = open(Store::Chainfire(client), authorizer, settings, &secrets, &tasks).await?;
+    let store = Store::Chainfire(ChainfireStore::new(client, secrets.sealer.clone()));
+    let aegis = open(store, authorizer, settings, &secrets, &tasks).await?;
     drop(secrets);
 
     let health = Health::new(&config.service.name);

@@ -139,6 +139,7 @@ impl Cluster {
                 data_dir: path(name),
                 log_level: "info".to_owned(),
                 shutdown_grace_s: 5,
+                renew_certificate_at: None,
             },
             tls: issue(&self.authority, self.dir.path(), "service/aegis", DAY),
             chainfire_client: ClientConfig::new([self.store.to_string()]),
@@ -237,9 +238,24 @@ async fn two_replicas_one_world_and_a_server_that_watches_it() {
     device_flow(&cluster, &here, &issuer, admin).await;
     trust_is_checked(&cluster, &issuer).await;
     certificates_renew(&cluster, &issuer).await;
+    secrets_are_sealed(&cluster).await;
     staleness_is_told(cluster, &authorizer).await;
     tasks.stop("the test is over");
     assert!(tasks.finished(PATIENCE).await);
+}
+
+/// What the store holds of secrets is ciphertext, hashes included: whoever reads it can guess at nothing.
+async fn secrets_are_sealed(cluster: &Cluster) {
+    let identity = cluster.identity("operator/root");
+    let endpoints = ClientConfig::new([cluster.store.to_string()]);
+    let client = chainfire_client::Client::connect(&endpoints, Some(identity)).unwrap();
+    let listing = client.list("/aegis/v1/secret/").await.unwrap();
+    assert!(listing.kvs.len() > 3, "{} secrets", listing.kvs.len());
+    for kv in listing.kvs {
+        let readable = serde_json::from_slice::<serde_json::Value>(&kv.value).is_ok();
+        let hash = kv.value.windows(6).any(|window| window == b"argon2");
+        assert!(!readable && !hash, "{} is not sealed", kv.key_text());
+    }
 }
 
 async fn rights_reach_the_server(root: &AegisClient, there: &AegisClient, authorizer: &Authorizer) {

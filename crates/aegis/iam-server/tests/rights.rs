@@ -420,7 +420,7 @@ async fn a_certificate_is_renewed_for_exactly_who_asks() {
 async fn another_seal_key_does_not_open_the_store() {
     let (server, _) = bootstrapped().await;
     let secrets = iam_server::app::Secrets {
-        sealer: iam_server::seal::Sealer::new(&[8; 32]).unwrap(),
+        sealer: std::sync::Arc::new(iam_server::seal::Sealer::new(&[8; 32]).unwrap()),
         ..common::secrets()
     };
     let authorizer = server.aegis.authorizer().clone();

@@ -19,6 +19,9 @@ pub struct ServiceConfig {
     /// Seconds that running work gets to end after a stop was asked for.
     #[serde(default = "default_grace_s")]
     pub shutdown_grace_s: u64,
+    /// Where the process has its certificate renewed: Aegis's URL. Without it the certificate ends one day.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renew_certificate_at: Option<String>,
 }
 
 /// The `[tls]` table: files in PEM form.

@@ -1,5 +1,7 @@
 //! The very first start, and the first administrator.
 
+use std::sync::Arc;
+
 use std::time::Instant;
 
 use hearth_service::error::{ApiError, ErrorKind};
@@ -36,7 +38,7 @@ const MIN_TOKEN: usize = 16;
 /// What the files of the configuration hold.
 pub struct Secrets {
     /// Seals private keys.
-    pub sealer: Sealer,
+    pub sealer: Arc<Sealer>,
     /// The authority's certificate, PEM.
     pub ca_cert: String,
     /// The authority's key, PEM; needed at the very first start only.
@@ -104,7 +106,7 @@ impl Aegis {
         let authority = Authority::load(&secrets.ca_cert, &ca_key)?;
         let signing_key = secrets.sealer.open(SIGNING_KEY, &root.signing_key)?;
         Ok(Self {
-            inner: std::sync::Arc::new(Inner {
+            inner: Arc::new(Inner {
                 store,
                 authorizer,
                 settings,

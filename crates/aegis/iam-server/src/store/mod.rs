@@ -6,6 +6,7 @@ pub mod records;
 
 use hearth_service::error::{ApiError, ErrorKind};
 
+pub use chainfire::ChainfireStore;
 pub use memory::MemoryStore;
 
 /// Most records that one listing reads.
@@ -15,7 +16,7 @@ pub const MAX_LISTED: usize = 1000;
 #[derive(Clone, Debug)]
 pub enum Store {
     /// The cluster's.
-    Chainfire(chainfire_client::Client),
+    Chainfire(ChainfireStore),
     /// One process's.
     Memory(MemoryStore),
 }
@@ -57,6 +58,11 @@ pub enum StoreError {
     /// A record is not what this version can read.
     #[error("the record `{0}` cannot be read; was it written by a newer version?")]
     Record(String),
+    /// A secret that this seal key does not open, or that could not be sealed.
+    #[error(
+        "the secret `{0}` cannot be sealed or opened; is the seal key the one that this cluster began with?"
+    )]
+    Sealed(String),
 }
 
 impl From<StoreError> for ApiError {
@@ -73,7 +79,9 @@ impl From<StoreError> for ApiError {
                     .hint("retry in a moment")
                     .source(error)
             }
-            StoreError::Chainfire(_) | StoreError::Record(_) => Self::internal("the store", error),
+            StoreError::Chainfire(_) | StoreError::Record(_) | StoreError::Sealed(_) => {
+                Self::internal("the store", error)
+            }
         }
     }
 }
@@ -85,7 +93,7 @@ impl Store {
     /// [`StoreError`].
     pub async fn get(&self, key: &str) -> Result<Option<Stored>, StoreError> {
         match self {
-            Self::Chainfire(client) => chainfire::get(client, key).await,
+            Self::Chainfire(store) => store.get(key).await,
             Self::Memory(store) => {
                 interleave().await;
                 Ok(store.get(key))
@@ -99,7 +107,7 @@ impl Store {
     /// [`StoreError`].
     pub async fn list(&self, prefix: &str) -> Result<Vec<Stored>, StoreError> {
         match self {
-            Self::Chainfire(client) => chainfire::list(client, prefix).await,
+            Self::Chainfire(store) => store.list(prefix).await,
             Self::Memory(store) => {
                 interleave().await;
                 Ok(store.list(prefix))
@@ -119,7 +127,7 @@ impl Store {
     ) -> Result<Vec<Stored>, StoreError> {
         let limit = limit.min(MAX_LISTED);
         match self {
-            Self::Chainfire(client) => chainfire::list_back(client, prefix, before, limit).await,
+            Self::Chainfire(store) => store.list_back(prefix, before, limit).await,
             Self::Memory(store) => Ok(store.list_back(prefix, before, limit)),
         }
     }
@@ -134,7 +142,7 @@ impl Store {
             "a commit writes something"
         );
         match self {
-            Self::Chainfire(client) => chainfire::commit(client, commit).await,
+            Self::Chainfire(store) => store.commit(commit).await,
             Self::Memory(store) => {
                 interleave().await;
                 store.commit(commit)

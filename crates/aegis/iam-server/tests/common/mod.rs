@@ -34,7 +34,7 @@ pub(crate) fn settings() -> Settings {
 pub(crate) fn secrets() -> Secrets {
     let authority = Authority::create(DOMAIN, SystemTime::now()).unwrap();
     Secrets {
-        sealer: Sealer::new(&[7; 32]).unwrap(),
+        sealer: std::sync::Arc::new(Sealer::new(&[7; 32]).unwrap()),
         ca_cert: authority.cert_pem().to_owned(),
         ca_key: Some(authority.key_pem().to_owned()),
         bootstrap_token: Some(format!("{TOKEN}\n")),
