@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid};
@@ -129,6 +129,16 @@ impl Sandbox {
         }
     }
 
+    fn unmount(&self) {
+        let table = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
+        let points = table.lines().filter_map(|line| line.split(' ').nth(4));
+        for point in points.filter(|point| Path::new(point).starts_with(&self.path)) {
+            if let Err(error) = umount2(point, MntFlags::MNT_DETACH) {
+                eprintln!("cannot unmount {point}: {error}");
+            }
+        }
+    }
+
     /// Names of the network interfaces in here, but for `lo`.
     ///
     /// # Errors
@@ -148,7 +158,8 @@ impl Drop for Sandbox {
         if let Err(error) = self.kill_all() {
             eprintln!("{error:#}");
         }
-        // Taps, rules and mounts go with the last process of the namespaces; the folder goes here.
+        // Taps and rules go with the last process of the namespaces. Mounts would, too, but they hold the folder.
+        self.unmount();
         if let Some(dir) = self.dir.take()
             && let Err(error) = dir.close()
         {

@@ -63,7 +63,7 @@ fn steps(quick: bool) -> Vec<Step> {
     doc.env.push(("RUSTDOCFLAGS", "-D warnings"));
     let mut end_to_end = cargo(
         "e2e",
-        "test -p hearth-tests --locked -- --test-threads=1 --show-output",
+        "test -p hearth-tests --locked --no-fail-fast -- --test-threads=1 --show-output",
         25,
         Kind::Tests,
     );
