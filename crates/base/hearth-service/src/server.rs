@@ -5,7 +5,9 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
@@ -13,6 +15,8 @@ use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::response::Response;
 use http::{HeaderName, HeaderValue, Request};
+use http_body_util::BodyExt;
+use hyper::body::{Body as _, Frame, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -31,6 +35,10 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long open connections get to end after a stop was asked for.
 const DRAIN: Duration = Duration::from_secs(3);
+/// Most bytes of an unread request body that are taken before the answer.
+const MAX_DRAINED: usize = 64 * 1024;
+/// Longest wait for them.
+const DRAIN_BODY: Duration = Duration::from_millis(500);
 /// Concurrent HTTP/2 streams on one connection.
 const MAX_STREAMS: u32 = 4096;
 /// Pause after a failed accept, so that a lack of file descriptors does not spin.
@@ -199,11 +207,9 @@ async fn drive<S>(
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
+    let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         let (router, peer) = (router.clone(), peer.clone());
-        async move {
-            Ok::<_, std::convert::Infallible>(answer(router, request.map(Body::new), remote, peer).await)
-        }
+        async move { Ok::<_, std::convert::Infallible>(answer(router, request, remote, peer).await) }
     });
     let mut builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
     builder
@@ -228,7 +234,14 @@ where
     tokio::time::timeout(DRAIN, connection).await.unwrap_or(Ok(()))
 }
 
-async fn answer(router: Router, mut request: Request<Body>, remote: SocketAddr, peer: Peer) -> Response {
+async fn answer(router: Router, request: Request<Incoming>, remote: SocketAddr, peer: Peer) -> Response {
+    let (parts, incoming) = request.into_parts();
+    let unread = Arc::new(Mutex::new(Some(incoming)));
+    let body = Body::new(ReadOnDemand {
+        unread: unread.clone(),
+        reading: None,
+    });
+    let mut request = Request::from_parts(parts, body);
     let id = request_id(&request);
     let extensions = request.extensions_mut();
     extensions.insert(ConnectInfo(remote));
@@ -241,6 +254,7 @@ async fn answer(router: Router, mut request: Request<Body>, remote: SocketAddr, 
     let span =
         tracing::info_span!("request", id = %id, method = %request.method(), path = %request.uri().path());
     let Ok(mut response) = router.oneshot(request).instrument(span.clone()).await;
+    drain(unread).await;
     if let Some(error) = response.extensions_mut().remove::<ApiError>() {
         response = span.in_scope(|| finish_error(response, error, &id));
     }
@@ -248,6 +262,80 @@ async fn answer(router: Router, mut request: Request<Body>, remote: SocketAddr, 
         response.headers_mut().insert(REQUEST_ID, value);
     }
     response
+}
+
+/// A request's body that stays with the connection until somebody reads it.
+#[derive(Debug)]
+struct ReadOnDemand {
+    unread: Arc<Mutex<Option<Incoming>>>,
+    reading: Option<Incoming>,
+}
+
+impl hyper::body::Body for ReadOnDemand {
+    type Data = bytes::Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        if self.reading.is_none() {
+            let body = self.unread.lock().unwrap_or_else(PoisonError::into_inner).take();
+            self.reading = body;
+        }
+        match &mut self.reading {
+            Some(body) => Pin::new(body).poll_frame(context),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.reading {
+            Some(body) => body.is_end_stream(),
+            None => with(&self.unread, hyper::body::Body::is_end_stream).unwrap_or(true),
+        }
+    }
+
+    fn size_hint(&self) -> hyper::body::SizeHint {
+        match &self.reading {
+            Some(body) => body.size_hint(),
+            None => with(&self.unread, hyper::body::Body::size_hint).unwrap_or_default(),
+        }
+    }
+}
+
+fn with<T>(slot: &Mutex<Option<Incoming>>, look: impl FnOnce(&Incoming) -> T) -> Option<T> {
+    slot.lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .as_ref()
+        .map(look)
+}
+
+/// Reads a small body that the handler has dropped unread, a 401 for example. Without this the stream is reset while
+/// the body still arrives, and curl 7.88 then loses the answer (RFC 9113 section 8.1 lets the server reset, and tells
+/// the client to keep the answer).
+async fn drain(unread: Arc<Mutex<Option<Incoming>>>) {
+    // A handler that still holds the body may read it later: streams do.
+    let Some(mut body) =
+        Arc::into_inner(unread).and_then(|slot| slot.into_inner().unwrap_or_else(PoisonError::into_inner))
+    else {
+        return;
+    };
+    let read = async {
+        let mut left = MAX_DRAINED;
+        while !body.is_end_stream() {
+            let Some(Ok(frame)) = body.frame().await else {
+                return;
+            };
+            let length = frame.data_ref().map_or(0, bytes::Bytes::len);
+            let Some(rest) = left.checked_sub(length) else {
+                return;
+            };
+            left = rest;
+        }
+    };
+    // Whoever sends no end of a body in time gets the answer all the same.
+    let _ = tokio::time::timeout(DRAIN_BODY, read).await;
 }
 
 /// Writes the request's id into an error answer and logs the cause, once.

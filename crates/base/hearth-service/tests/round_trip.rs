@@ -194,3 +194,42 @@ async fn a_renewed_certificate_is_signed_for_the_key_of_the_request_only() {
         "a certificate was taken with a key that is not its own"
     );
 }
+
+#[tokio::test]
+async fn a_body_that_nobody_reads_does_not_cost_the_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::create(DOMAIN, SystemTime::now()).unwrap();
+    let tasks = Tasks::new();
+    let address = start(write_identity(dir.path(), &authority, "service/one"), &tasks).await;
+    let node = write_identity(dir.path(), &authority, "node/node01");
+    let channel = channel(&address.to_string(), Some(&node), &ChannelOptions::default()).unwrap();
+    for (size, slow) in [
+        (0, false),
+        (10, false),
+        (60_000, false),
+        (3 << 20, false),
+        (10, true),
+    ] {
+        let chunks = [vec![0_u8; size]]
+            .into_iter()
+            .map(|chunk| Ok::<_, std::io::Error>(bytes::Bytes::from(chunk)));
+        let body = futures::stream::iter(chunks);
+        let body = if slow {
+            // Sends a little and never ends.
+            axum::body::Body::from_stream(futures::StreamExt::chain(body, futures::stream::pending()))
+        } else {
+            axum::body::Body::from_stream(body)
+        };
+        let request = http::Request::get(format!("http://{address}/fail"))
+            .body(tonic::body::Body::new(body))
+            .unwrap();
+        let answer = tokio::time::timeout(Duration::from_secs(5), channel.clone().oneshot(request));
+        assert_eq!(
+            answer.await.unwrap().unwrap().status(),
+            http::StatusCode::NOT_FOUND,
+            "{size} {slow}"
+        );
+    }
+    tasks.stop("test over");
+    assert!(tasks.finished(Duration::from_secs(10)).await);
+}
