@@ -27,13 +27,9 @@ fn no_kill_touches_a_guest_and_everything_converges() -> Result<()> {
         let clean = leaks::Traces::of(platform)?;
         let steady = Steady::of(platform)?;
         let node = steady.node.clone();
-        let victims = [
-            leader()?,
-            "aegis".to_owned(),
-            "flashdns".to_owned(),
-            "plasmavmc".to_owned(),
-            format!("agent-{node}"),
-        ];
+        let mut victims = members()?;
+        victims.extend(["aegis", "flashdns", "plasmavmc"].map(str::to_owned));
+        victims.push(format!("agent-{node}"));
 
         let enough = AtomicBool::new(false);
         let (killed, churned) = thread::scope(|scope| {
@@ -107,13 +103,19 @@ impl Steady {
     }
 }
 
-/// The member that hurts most: the leader.
-fn leader() -> Result<String> {
+/// Every member of the store, the one that hurts most first: the leader.
+fn members() -> Result<Vec<String>> {
     let status = store::etcdctl().words("endpoint status -w json").ok()?.json()?;
     let all = status.as_array().context("no status")?;
     let leads = |one: &serde_json::Value| one["Status"]["leader"] == one["Status"]["header"]["member_id"];
-    let number = all.iter().position(leads).context("no leader")? + 1;
-    Ok(format!("chainfire-{number}"))
+    let leader = all.iter().position(leads).context("no leader")?;
+    let mut numbers: Vec<_> = (0..all.len()).collect();
+    numbers.swap(0, leader);
+    ensure!(numbers.len() == 3, "{} members", numbers.len());
+    Ok(numbers
+        .iter()
+        .map(|number| format!("chainfire-{}", number + 1))
+        .collect())
 }
 
 fn kill_and_recover(platform: &Platform, steady: &Steady, victim: &str) -> Result<()> {
