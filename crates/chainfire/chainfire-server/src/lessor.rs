@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use chainfire_core::{OpError, timers::LeaseTimers};
-use raft_host::Role;
+use raft_host::{NodeId, Role};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
@@ -30,6 +30,13 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const ATTEMPT: Duration = Duration::from_secs(2);
 /// Pause between attempts.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// What a member asks of the leader's timers.
+#[derive(Clone, Copy)]
+enum Ask {
+    Renew,
+    Remaining,
+}
 
 /// Leases, as one member serves them.
 #[derive(Clone)]
@@ -116,26 +123,53 @@ impl Lessor {
 
     /// Renews a lease, wherever the leader is; the seconds granted, 0 when there is no such lease.
     pub(crate) async fn renew(&self, id: i64) -> Result<i64, OpError> {
+        self.at_leader(Ask::Renew, id).await
+    }
+
+    /// Whole seconds left, wherever the leader is; -1 when there is no such lease.
+    pub(crate) async fn remaining(&self, id: i64) -> Result<i64, OpError> {
+        self.at_leader(Ask::Remaining, id).await
+    }
+
+    /// Asks whoever leads, here or at another member, until one answers or the patience is over.
+    async fn at_leader(&self, ask: Ask, id: i64) -> Result<i64, OpError> {
         let end = Instant::now() + PATIENCE;
         loop {
             let outcome = match self.node.leader_info().leader {
                 None => Err(OpError::NoLeader),
-                Some(leader) if leader == self.node.id => self.renew_here(id).await,
-                Some(leader) => match self.node.peers.get(leader) {
-                    None => Err(OpError::NoLeader),
-                    Some(mut peer) => {
-                        match timeout(ATTEMPT, peer.renew_lease(RenewLeaseRequest { id })).await {
-                            Ok(Ok(reply)) => Ok(reply.into_inner().ttl_s),
-                            Ok(Err(_)) | Err(_) => Err(OpError::NotLeader),
-                        }
-                    }
+                Some(leader) if leader == self.node.id => match ask {
+                    Ask::Renew => self.renew_here(id).await,
+                    Ask::Remaining => self.remaining_here(id).await,
                 },
+                Some(leader) => self.ask_peer(leader, ask, id).await,
             };
             match outcome {
                 Ok(ttl_s) => return Ok(ttl_s),
                 Err(_) if Instant::now() < end => sleep(PAUSE).await,
                 Err(_) => return Err(OpError::NoLeader),
             }
+        }
+    }
+
+    async fn ask_peer(&self, leader: NodeId, ask: Ask, id: i64) -> Result<i64, OpError> {
+        let mut peer = self.node.peers.get(leader).ok_or(OpError::NoLeader)?;
+        let answer = timeout(ATTEMPT, async {
+            Ok::<_, tonic::Status>(match ask {
+                Ask::Renew => {
+                    peer.renew_lease(RenewLeaseRequest { id })
+                        .await?
+                        .into_inner()
+                        .ttl_s
+                }
+                Ask::Remaining => {
+                    let request = LeaseRemainingRequest { id };
+                    peer.lease_remaining(request).await?.into_inner().ttl_s
+                }
+            })
+        });
+        match answer.await {
+            Ok(Ok(ttl_s)) => Ok(ttl_s),
+            Ok(Err(_)) | Err(_) => Err(OpError::NotLeader),
         }
     }
 
@@ -152,31 +186,6 @@ impl Lessor {
         Ok(ttl_s
             .filter(|ttl_s| timers.renew(id, *ttl_s, now_ms))
             .unwrap_or(0))
-    }
-
-    /// Whole seconds left, wherever the leader is; -1 when there is no such lease.
-    pub(crate) async fn remaining(&self, id: i64) -> Result<i64, OpError> {
-        let end = Instant::now() + PATIENCE;
-        loop {
-            let outcome = match self.node.leader_info().leader {
-                None => Err(OpError::NoLeader),
-                Some(leader) if leader == self.node.id => self.remaining_here(id).await,
-                Some(leader) => match self.node.peers.get(leader) {
-                    None => Err(OpError::NoLeader),
-                    Some(mut peer) => {
-                        match timeout(ATTEMPT, peer.lease_remaining(LeaseRemainingRequest { id })).await {
-                            Ok(Ok(reply)) => Ok(reply.into_inner().ttl_s),
-                            Ok(Err(_)) | Err(_) => Err(OpError::NotLeader),
-                        }
-                    }
-                },
-            };
-            match outcome {
-                Ok(ttl_s) => return Ok(ttl_s),
-                Err(_) if Instant::now() < end => sleep(PAUSE).await,
-                Err(_) => return Err(OpError::NoLeader),
-            }
-        }
     }
 
     pub(crate) async fn remaining_here(&self, id: i64) -> Result<i64, OpError> {
