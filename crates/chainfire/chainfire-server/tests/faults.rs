@@ -28,10 +28,14 @@ async fn a_member_that_missed_too_much_gets_a_snapshot_and_its_watchers_go_on() 
     let first = root.put("before", "x").await.unwrap().revision;
     let late = (cluster.leader().await + 1) % 3;
     cluster.members[late].kill();
+    // Through a member that lives: a write under way on a killed one's connection has an unknown outcome, and
+    // repeating it would make one event more.
+    let others = (late + 1) % 3;
+    let living = cluster.client_of(others, "operator/root");
     let total = 1_000;
     let next = Arc::new(AtomicU64::new(0));
     let workers = (0..PARALLEL).map(|_| {
-        let (root, next) = (root.clone(), next.clone());
+        let (root, next) = (living.clone(), next.clone());
         async move {
             loop {
                 let n = next.fetch_add(1, Ordering::Relaxed);
@@ -47,12 +51,7 @@ async fn a_member_that_missed_too_much_gets_a_snapshot_and_its_watchers_go_on() 
     timeout(PATIENCE * 4, futures::future::join_all(workers))
         .await
         .expect("too slow");
-    let others = (late + 1) % 3;
-    let expected = cluster
-        .client_of(others, "operator/root")
-        .list("k/")
-        .await
-        .unwrap();
+    let expected = living.list("k/").await.unwrap();
     cluster.members[late].start();
     cluster.ready().await;
     let one = cluster.client_of(late, "operator/root");
