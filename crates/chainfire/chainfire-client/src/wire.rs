@@ -20,3 +20,18 @@ pub mod mvccpb {
 pub mod etcdserverpb {
     tonic::include_proto!("etcdserverpb");
 }
+
+/// `authpb`: users, roles, permissions.
+pub mod authpb {
+    tonic::include_proto!("authpb");
+}
+
+/// `v3electionpb`: leader election as a service.
+pub mod v3electionpb {
+    tonic::include_proto!("v3electionpb");
+}
+
+/// `v3lockpb`: locks as a service.
+pub mod v3lockpb {
+    tonic::include_proto!("v3lockpb");
+}

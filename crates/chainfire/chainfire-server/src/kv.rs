@@ -1,7 +1,10 @@
 //! etcd's KV service. Reads are answered by the asked member after a barrier; writes go through the log.
 
+use std::pin::Pin;
+
 use chainfire_client::wire::etcdserverpb::{self as pb, kv_server::Kv};
 use chainfire_core::{Failure, Op, OpError, Txn, check};
+use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
 use crate::{
@@ -81,6 +84,15 @@ impl Kv for KvService {
         let mut reply = convert::range_reply(self.node.read(&range).await?);
         self.node.fill(&mut reply.header);
         Ok(Response::new(reply))
+    }
+
+    type RangeStreamStream = Pin<Box<dyn Stream<Item = Result<pb::RangeStreamResponse, Status>> + Send>>;
+
+    async fn range_stream(
+        &self,
+        _request: Request<pb::RangeRequest>,
+    ) -> Result<Response<Self::RangeStreamStream>, Status> {
+        Err(Status::unimplemented("not served yet"))
     }
 
     async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {

@@ -29,6 +29,7 @@ mod kv;
 mod lease;
 mod lessor;
 mod machine;
+mod maintenance;
 mod metrics;
 mod node;
 mod peers;

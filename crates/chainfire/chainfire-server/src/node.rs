@@ -81,6 +81,9 @@ pub(crate) fn status(error: OpError) -> Status {
         Code::OutOfRange => tonic::Code::OutOfRange,
         Code::Unavailable => tonic::Code::Unavailable,
         Code::DataLoss => tonic::Code::DataLoss,
+        Code::Canceled => tonic::Code::Cancelled,
+        Code::DeadlineExceeded => tonic::Code::DeadlineExceeded,
+        Code::Unauthenticated => tonic::Code::Unauthenticated,
     };
     Status::new(code, error.text())
 }

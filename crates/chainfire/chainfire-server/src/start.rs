@@ -19,12 +19,13 @@ use tonic_health::server::HealthReporter;
 
 use crate::{
     Config, ConfigProblem,
-    cluster::{ClusterService, MaintenanceService},
+    cluster::ClusterService,
     history,
     kv::KvService,
     lease::LeaseService,
     lessor::Lessor,
     machine::{Machine, Shared},
+    maintenance::MaintenanceService,
     metrics,
     node::{GROUP, Inner, MAX_MESSAGE_BYTES, Node},
     peers::{MAX_FRAME_BYTES, MEMBER_IDENTITY, Outbox, PeerClients, PeerService, deliver_in},

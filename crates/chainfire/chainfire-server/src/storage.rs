@@ -46,8 +46,8 @@ impl Tables {
     }
 
     /// All of them, for snapshots of the state.
-    pub(crate) fn all(&self) -> [Keyspace; 3] {
-        [self.revisions.clone(), self.leases.clone(), self.meta.clone()]
+    pub(crate) fn all(&self) -> Vec<Keyspace> {
+        vec![self.revisions.clone(), self.leases.clone(), self.meta.clone()]
     }
 
     pub(crate) fn meta(&self) -> Result<Option<MetaRecord>, StorageError> {
