@@ -99,9 +99,14 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// Opens the state in `dir`.
-    pub(crate) fn open(dir: &Path) -> Result<(Machine, Arc<Shared>), StorageError> {
-        let tables = Tables::open(Engine::open(dir, &ENGINE)?)?;
+    /// Opens the state in the folder `dir`.
+    pub(crate) fn on_disk(dir: &Path) -> Result<(Machine, Arc<Shared>), StorageError> {
+        Machine::open(Engine::open(dir, &ENGINE)?)
+    }
+
+    /// Opens the state that an engine holds.
+    pub(crate) fn open(engine: Engine) -> Result<(Machine, Arc<Shared>), StorageError> {
+        let tables = Tables::open(engine)?;
         let (store, applied) = load(&tables)?;
         let revision = store.revision();
         let shared = Arc::new(Shared {

@@ -185,7 +185,7 @@ async fn open<T: Transport + 'static>(
                 source,
             })?;
         }
-        let (machine, shared) = Machine::open(&state_dir)?;
+        let (machine, shared) = Machine::on_disk(&state_dir)?;
         let host = HostConfig {
             node: own,
             log_dir,
