@@ -259,22 +259,33 @@ impl DiskReplace {
         batch.commit().map_err(|e| self.disk.error(e))
     }
 
-    pub(crate) fn finish(self) -> Result<(), EngineError> {
+    pub(crate) fn finish(mut self) -> Result<(), EngineError> {
+        let next = std::mem::take(&mut self.next);
         let disk = &self.disk;
         let _writer = disk.writer();
         let mut batch = disk.inner.db.batch();
-        for (name, (generation, _)) in &self.next {
+        for (name, (generation, _)) in &next {
             batch.insert(&disk.inner.generations, name.as_bytes(), generation.to_le_bytes());
         }
         // One journal holds all keyspaces in order: when the switch is durable, so is everything before it.
         batch.commit().map_err(|e| disk.error(e))?;
         disk.persist()?;
-        for (name, (generation, handle)) in self.next {
+        for (name, (generation, handle)) in next {
             if let Some(old) = disk.set_handle(name, generation, handle) {
                 disk.inner.db.delete_keyspace(old).map_err(|e| disk.error(e))?;
             }
         }
         Ok(())
+    }
+}
+
+impl Drop for DiskReplace {
+    /// Gives back the space of an import that came to nothing. What cannot be cleared now is at the next import, or
+    /// when the engine is opened.
+    fn drop(&mut self) {
+        for (_, handle) in self.next.values() {
+            let _ = handle.clear();
+        }
     }
 }
 

@@ -34,8 +34,11 @@ pub struct HostConfig {
     pub keep_entries: u64,
     /// Size of one chunk of a snapshot, bytes.
     pub snapshot_chunk_bytes: usize,
-    /// Largest snapshot that this node accepts (it is held in memory while it arrives), bytes.
-    pub max_snapshot_bytes: u64,
+    /// Largest snapshot that this node accepts, bytes; `None`: the disk is the limit (it goes there as it arrives).
+    pub max_snapshot_bytes: Option<u64>,
+    /// While a member catches up (a snapshot on its way, and what came after it), entries that it still lacks are
+    /// kept although `keep_entries` would let them go, as long as the log needs no more than this, bytes.
+    pub hold_log_bytes: u64,
     /// Entries in one append message, bytes.
     pub max_append_bytes: u64,
     /// Requests that may wait for the owner thread; more are `Busy`, messages of peers are dropped.
@@ -63,7 +66,8 @@ impl Default for HostConfig {
             compact_entries: 10_000,
             keep_entries: 5_000,
             snapshot_chunk_bytes: 512 << 10,
-            max_snapshot_bytes: 4 << 30,
+            max_snapshot_bytes: None,
+            hold_log_bytes: 1 << 30,
             max_append_bytes: 1 << 20,
             queue: 16_384,
             log: LogConfig::default(),

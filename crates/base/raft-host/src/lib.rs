@@ -52,7 +52,7 @@ pub use config::PlantedBug;
 pub use config::{GroupConfig, HostConfig, LogConfig};
 pub use error::{ConfChangeError, Fatal, OpenError, ProposeError, ReadError, TransferError};
 pub use host::{Host, Input, Output, Reply, RequestId};
-pub use machine::{Committed, MachineError, Payload, SnapshotData, SnapshotSource, StateMachine};
+pub use machine::{Committed, MachineError, Payload, SnapshotSink, SnapshotSource, StateMachine};
 pub use membership::{ConfChange, Member, Membership, Peer};
 pub use proposals::Applied;
 pub use raft_engine::env::{DefaultFileSystem, FileSystem};

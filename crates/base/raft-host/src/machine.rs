@@ -1,5 +1,7 @@
 //! What is replicated: the trait that a service implements.
 
+use std::any::Any;
+
 use bytes::Bytes;
 
 use crate::Membership;
@@ -28,9 +30,15 @@ pub trait StateMachine: Send {
     /// A consistent picture of the state as applied now. It is read in chunks while further entries are applied.
     fn snapshot(&mut self) -> Result<Box<dyn SnapshotSource>, MachineError>;
 
-    /// Replaces the whole state by a snapshot that another member's `snapshot` gave, whose applied index is
-    /// `index`, atomically with respect to a crash, and durably: when this returns, the state is on disk.
-    fn restore(&mut self, index: u64, data: SnapshotData) -> Result<(), MachineError>;
+    /// Begins to take in a snapshot that another member's `snapshot` gave. The state stays what it is, and goes on
+    /// being applied to, until [`StateMachine::restore`]; a sink that is dropped leaves nothing behind. There is at
+    /// most one sink at a time.
+    fn receive(&mut self) -> Result<Box<dyn SnapshotSink>, MachineError>;
+
+    /// Replaces the whole state by the snapshot that `sink` (one of this machine's own) has taken in to its end,
+    /// whose applied index is `index`, atomically with respect to a crash, and durably: when this returns, the state
+    /// is on disk.
+    fn restore(&mut self, index: u64, sink: Box<dyn SnapshotSink>) -> Result<(), MachineError>;
 }
 
 /// A committed entry.
@@ -58,30 +66,14 @@ pub enum Payload<'a> {
 /// Reads one snapshot from front to back.
 pub trait SnapshotSource: Send {
     /// The next piece, about `max` bytes, or `None` at the end. What a piece means is the state machine's affair;
-    /// `restore` gets the same bytes, concatenated or not at the same places: treat them as one byte stream.
+    /// the sink gets the same bytes, not necessarily cut at the same places: treat them as one byte stream.
     fn next_chunk(&mut self, max: usize) -> Result<Option<Bytes>, MachineError>;
 }
 
-/// A complete snapshot whose checksum has been verified.
-#[derive(Clone, Debug, Default)]
-pub struct SnapshotData {
-    /// The byte stream, in pieces.
-    pub chunks: Vec<Bytes>,
-}
-
-impl SnapshotData {
-    /// All bytes in one buffer; costs a copy when there is more than one piece.
-    pub fn concat(&self) -> Vec<u8> {
-        self.chunks.iter().flat_map(|c| c.iter().copied()).collect()
-    }
-
-    /// Size of the whole, bytes.
-    pub fn len(&self) -> u64 {
-        self.chunks.iter().map(|c| c.len() as u64).sum()
-    }
-
-    /// Whether there is nothing in it.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
+/// Takes in one snapshot from front to back, on disk: as much as arrives must not be held in memory.
+///
+/// `Any`, so that the state machine gets its own type back: `let sink: Box<dyn Any> = sink; sink.downcast::<Sink>()`.
+pub trait SnapshotSink: Any + Send {
+    /// The next piece, its checksum verified; cut at other places than the source's pieces were, perhaps.
+    fn feed(&mut self, data: &[u8]) -> Result<(), MachineError>;
 }

@@ -1,6 +1,7 @@
 //! The host on its thread, with real files; messages go from queue to queue.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -10,7 +11,7 @@ use bytes::Bytes;
 use raft_host::wire::{Body, Entry, PeerMessage, RaftMessage};
 use raft_host::{
     Applied, Committed, ConfChange, ConfChangeError, DefaultFileSystem, GroupConfig, HostConfig, HostHandle,
-    LogConfig, MachineError, NodeId, OpenError, Payload, Peer, ProposeError, SnapshotData, SnapshotSource,
+    LogConfig, MachineError, NodeId, OpenError, Payload, Peer, ProposeError, SnapshotSink, SnapshotSource,
     StateMachine, TransferError, Transport,
 };
 
@@ -54,9 +55,25 @@ impl StateMachine for Lines {
         Ok(Box::new(LinesSource(self.all().join("\n").into())))
     }
 
-    fn restore(&mut self, index: u64, data: SnapshotData) -> Result<(), MachineError> {
-        let text = String::from_utf8(data.concat())?;
+    fn receive(&mut self) -> Result<Box<dyn SnapshotSink>, MachineError> {
+        Ok(Box::<LinesSink>::default())
+    }
+
+    fn restore(&mut self, index: u64, sink: Box<dyn SnapshotSink>) -> Result<(), MachineError> {
+        let sink: Box<dyn Any> = sink;
+        let sink = sink.downcast::<LinesSink>().map_err(|_| "a foreign sink")?;
+        let text = String::from_utf8(sink.0)?;
         *self.state.lock().unwrap() = (index, text.lines().map(str::to_owned).collect());
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct LinesSink(Vec<u8>);
+
+impl SnapshotSink for LinesSink {
+    fn feed(&mut self, data: &[u8]) -> Result<(), MachineError> {
+        self.0.extend_from_slice(data);
         Ok(())
     }
 }

@@ -4,6 +4,7 @@
 //! held only to look at the index, values from the engine outside it, changes from the ring.
 
 use std::{
+    any::Any,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::Instant,
@@ -12,9 +13,9 @@ use std::{
 use bytes::Bytes;
 use chainfire_client::wire::etcdserverpb as pb;
 use chainfire_core::{Applied, Event, Reply, Store, timers::LeaseTimers, watch::EventRing};
-use kv_engine::{Engine, EngineConfig, Export};
+use kv_engine::{Engine, EngineConfig, Export, Import};
 use prost::Message;
-use raft_host::{Committed, MachineError, Payload, SnapshotData, SnapshotSource, StateMachine};
+use raft_host::{Committed, MachineError, Payload, SnapshotSink, SnapshotSource, StateMachine};
 use tokio::sync::{Notify, watch};
 
 use crate::{
@@ -254,15 +255,20 @@ impl StateMachine for Machine {
         Ok(Box::new(Source(tables.engine.snapshot()?.export(&tables.all()))))
     }
 
-    fn restore(&mut self, index: u64, data: SnapshotData) -> Result<(), MachineError> {
+    fn receive(&mut self) -> Result<Box<dyn SnapshotSink>, MachineError> {
+        let tables = &self.shared.tables;
+        Ok(Box::new(Sink(tables.engine.import(&tables.all())?)))
+    }
+
+    fn restore(&mut self, index: u64, sink: Box<dyn SnapshotSink>) -> Result<(), MachineError> {
+        let sink: Box<dyn Any> = sink;
+        let sink = sink
+            .downcast::<Sink>()
+            .map_err(|_| "the sink is not of this machine")?;
         let tables = &self.shared.tables;
         // Readers wait: what they fetch must fit the index that they looked at.
         let mut store = self.shared.store_mut();
-        let mut import = tables.engine.import(&tables.all())?;
-        for chunk in &data.chunks {
-            import.feed(chunk)?;
-        }
-        import.finish()?;
+        sink.0.finish()?;
         let (restored, applied) = load(tables)?;
         if applied != index {
             return Err(format!("the snapshot of entry {index} holds the state of entry {applied}").into());
@@ -275,6 +281,14 @@ impl StateMachine for Machine {
             EventRing::new(revision, RING_BYTES);
         self.shared.revision.send_replace(revision);
         Ok(())
+    }
+}
+
+struct Sink(Import);
+
+impl SnapshotSink for Sink {
+    fn feed(&mut self, data: &[u8]) -> Result<(), MachineError> {
+        Ok(self.0.feed(data)?)
     }
 }
 

@@ -19,7 +19,7 @@ impl<F: FileSystem> Group<F> {
                 Ok(message) => self.step(message),
                 Err(why) => tracing::warn!(group = self.id, from, why, "a peer's message is dropped"),
             },
-            Some(Body::Chunk(chunk)) => self.chunk(from, chunk, out),
+            Some(Body::Chunk(chunk)) => return self.chunk(from, chunk, now, out),
             Some(Body::Ack(ack)) => return self.ack(from, &ack, now, out),
             Some(Body::Forward(forward)) => self.forwarded(from, forward, out),
             Some(Body::Refuse(refuse)) => self.refused(&refuse, out),
@@ -120,6 +120,7 @@ impl<F: FileSystem> Group<F> {
     }
 
     pub(super) fn tick_snapshots(&mut self, now: u64, out: &mut Output) -> Result<(), Fatal> {
+        self.arrivals.tick(now);
         if !self.leads() {
             self.outgoing.clear();
             return Ok(());
@@ -138,19 +139,33 @@ impl<F: FileSystem> Group<F> {
         Ok(())
     }
 
-    /// A piece of a snapshot arrives; the last one hands the whole to the library.
-    fn chunk(&mut self, from: NodeId, chunk: SnapshotChunk, out: &mut Output) {
-        let (ack, received) = self.arrivals.take(from, chunk, self.config.max_snapshot_bytes);
+    /// A piece of a snapshot arrives and goes into the state machine's sink; the last one announces the whole to the
+    /// library.
+    fn chunk(&mut self, from: NodeId, chunk: SnapshotChunk, now: u64, out: &mut Output) -> Result<(), Fatal> {
+        let closed = self.received.is_some();
+        let machine = self.machine.as_mut();
+        let taken = self
+            .arrivals
+            .take(from, chunk, &self.config, machine, closed, now);
+        let (ack, received) = taken.map_err(|e| self.fatal("taking in a snapshot", &e))?;
         if let Some(ack) = ack {
             out.messages.push(self.message(from, Body::Ack(ack)));
         }
-        let Some(received) = received else { return };
+        let Some(received) = received else {
+            return Ok(());
+        };
         match convert::snapshot_message(from, self.config.node, &received.head) {
             Ok((message, membership)) => {
-                self.received = Some((received, membership));
+                let index = message.get_snapshot().get_metadata().index;
                 self.step(message);
+                // One that the library has no use for (its log has gone further meanwhile) is dropped.
+                let pending = self.node.raft.raft_log.unstable_snapshot().as_ref();
+                if pending.is_some_and(|s| s.get_metadata().index == index) {
+                    self.received = Some((received, membership));
+                }
             }
             Err(why) => tracing::warn!(group = self.id, from, why, "a snapshot is dropped"),
         }
+        Ok(())
     }
 }

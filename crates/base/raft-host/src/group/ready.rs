@@ -117,8 +117,9 @@ impl<F: FileSystem> Group<F> {
         begun.map_err(|e| self.fatal("installing a snapshot", &e))?;
         log.commit(batch)?;
         self.machine
-            .restore(index, received.data)
+            .restore(index, received.sink)
             .map_err(|e| self.fatal("restoring a snapshot", &e))?;
+        let before = self.membership().clone();
         let mut batch = log.batch();
         let finished = self.node.mut_store().finish_install(&mut batch);
         finished.map_err(|e| self.fatal("installing a snapshot", &e))?;
@@ -127,8 +128,7 @@ impl<F: FileSystem> Group<F> {
         for id in self.proposals.jumped(index) {
             out.replies.push(Reply::Proposed(id, Err(ProposeError::Unknown)));
         }
-        out.addresses
-            .extend(membership.members.into_iter().map(|m| (m.id, Some(m.address))));
+        announce(&before, &membership, out);
         Ok(())
     }
 

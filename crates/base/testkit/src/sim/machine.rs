@@ -1,12 +1,13 @@
 //! The replicated state machine of the simulator: registers with put and compare-and-set, on the real kv-engine.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use kv_engine::{Batch, Engine, EngineError, Export, Keyspace, MemoryDisk};
-use raft_host::{Committed, MachineError, Payload, SnapshotData, SnapshotSource, StateMachine};
+use kv_engine::{Batch, Engine, EngineError, Export, Import, Keyspace, MemoryDisk};
+use raft_host::{Committed, MachineError, Payload, SnapshotSink, SnapshotSource, StateMachine};
 
 /// A command, with the operation's number so that a double can be seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -262,12 +263,17 @@ impl StateMachine for RegisterMachine {
         }))
     }
 
-    fn restore(&mut self, index: u64, data: SnapshotData) -> Result<(), MachineError> {
-        let mut import = self.engine.import(&[self.registers.clone(), self.meta.clone()])?;
-        for chunk in &data.chunks {
-            import.feed(chunk)?;
-        }
-        import.finish()?;
+    fn receive(&mut self) -> Result<Box<dyn SnapshotSink>, MachineError> {
+        let import = self.engine.import(&[self.registers.clone(), self.meta.clone()])?;
+        Ok(Box::new(Sink { import }))
+    }
+
+    fn restore(&mut self, index: u64, sink: Box<dyn SnapshotSink>) -> Result<(), MachineError> {
+        let sink: Box<dyn Any> = sink;
+        let sink = sink
+            .downcast::<Sink>()
+            .map_err(|_| "the sink is not of this machine")?;
+        sink.import.finish()?;
         self.load()?;
         // The index of a group's first entry is not applied by anybody.
         if self.applied != index && !(self.applied == 0 && index == 1) {
@@ -278,6 +284,16 @@ impl StateMachine for RegisterMachine {
             journal.state(self.node, self.applied, self.state);
         }
         Ok(())
+    }
+}
+
+struct Sink {
+    import: Import,
+}
+
+impl SnapshotSink for Sink {
+    fn feed(&mut self, data: &[u8]) -> Result<(), MachineError> {
+        Ok(self.import.feed(data)?)
     }
 }
 
