@@ -4,8 +4,8 @@
 //! inputs), who is asking. Values of past revisions lie behind [`storage::RevisionStore`].
 //!
 //! Entry points: [`Store::apply`] takes a committed [`Command`] and returns a [`Reply`] and the [`Event`]s it caused;
-//! [`Store::range`] reads; [`check`] validates a request before it is proposed; [`watch::EventRing`] and
-//! [`watch::Interest`] serve watchers; [`timers::LeaseTimers`] says which leases have run out.
+//! [`Store::range`] reads; [`check`] validates a request before it is proposed; [`watch::Stream`] serves the watchers
+//! of one client from [`watch::EventRing`] and storage; [`timers::LeaseTimers`] says which leases have run out.
 //!
 //! Invariants:
 //! 1. the same commands in the same order give the same state, replies and events on every member;

@@ -1,17 +1,8 @@
-//! Who is told of what: the ring of recent changes that all watchers share, and what one watcher is interested in.
-//!
-//! ```text
-//!   storage (older)        ring: shared, bounded            now
-//!  ──────────────────┬───────────────────────────────────────┤
-//!        ^ a watcher that lags reads here │ ^ the others have a cursor here
-//! ```
-//!
-//! A watcher is a cursor (the next revision it wants); it costs nothing while nothing happens, and being slow costs
-//! only itself.
+//! The ring of recent changes that all watchers share.
 
 use std::{collections::VecDeque, sync::Arc};
 
-use crate::{Event, EventKind, KeyRange};
+use crate::Event;
 
 /// The changes of one revision, shared.
 #[derive(Debug, Clone)]
@@ -73,40 +64,18 @@ impl EventRing {
     }
 }
 
-/// What a watcher wants to hear of.
-#[derive(Debug, Clone)]
-pub struct Interest {
-    /// The keys.
-    pub keys: KeyRange,
-    /// Leave out puts.
-    pub no_put: bool,
-    /// Leave out deletions.
-    pub no_delete: bool,
-}
-
-impl Interest {
-    /// Whether it wants to hear of this event.
-    pub fn matches(&self, event: &Event) -> bool {
-        let unwanted = match event.kind {
-            EventKind::Put => self.no_put,
-            EventKind::Delete => self.no_delete,
-        };
-        !unwanted && self.keys.contains(&event.kv.key)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::KeyValue;
+    use crate::{EventKind, KeyValue};
 
-    fn event(key: &'static str, kind: EventKind) -> Event {
+    fn event() -> Event {
         Event {
-            kind,
+            kind: EventKind::Put,
             kv: KeyValue {
-                key: Bytes::from_static(key.as_bytes()),
+                key: Bytes::from_static(b"k"),
                 ..KeyValue::default()
             },
         }
@@ -114,12 +83,11 @@ mod tests {
 
     #[test]
     fn the_ring_says_when_it_no_longer_reaches_back() {
-        let weight = event("k", EventKind::Put).weight();
-        let mut ring = EventRing::new(1, weight * 3);
+        let mut ring = EventRing::new(1, event().weight() * 3);
         assert!(ring.since(1, 9).is_none());
         assert_eq!(ring.since(2, 9).unwrap().len(), 0);
         for revision in 2..=6 {
-            ring.push(revision, vec![event("k", EventKind::Put)]);
+            ring.push(revision, vec![event()]);
         }
         assert!(ring.since(3, 9).is_none());
         let revisions: Vec<i64> = ring
@@ -135,21 +103,8 @@ mod tests {
     #[test]
     fn one_change_larger_than_the_ring_is_served_from_storage() {
         let mut ring = EventRing::new(1, 1);
-        ring.push(2, vec![event("k", EventKind::Put)]);
+        ring.push(2, vec![event()]);
         assert!(ring.since(2, 9).is_none());
         assert!(ring.since(3, 9).unwrap().is_empty());
-    }
-
-    #[test]
-    fn filters() {
-        let keys = KeyRange::new(Bytes::from_static(b"a"), Bytes::from_static(b"b"));
-        let interest = Interest {
-            keys,
-            no_put: true,
-            no_delete: false,
-        };
-        assert!(interest.matches(&event("a1", EventKind::Delete)));
-        assert!(!interest.matches(&event("a1", EventKind::Put)));
-        assert!(!interest.matches(&event("b", EventKind::Delete)));
     }
 }
