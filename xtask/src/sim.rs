@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail};
-use testkit::sim::{self, Bug, Fault, Faults, Options, Report, Summary};
+use testkit::sim::registers::{self, Bug};
+use testkit::sim::{self, Fault, Faults, Report, Summary};
 
 /// Fewer seeds than this need not contain every kind of fault.
 const SEEDS_FOR_ALL_FAULTS: u64 = 100;
@@ -59,12 +60,8 @@ fn cores() -> usize {
 
 fn one(seed: u64, members: u64, plant: Option<Bug>) -> Result<()> {
     sim::show_panics(true);
-    let options = Options {
-        plant,
-        ..Options::of(seed, members)
-    };
-    let report = sim::run(&options).context("the simulation could not run")?;
-    println!("{options:#?}");
+    let report = registers::run(seed, members, plant).context("the simulation could not run")?;
+    println!("{:#?}", report.options);
     print_faults(&report.faults);
     println!(
         "{} operations ({} of unknown outcome), {} entries, {} simulated ms, trace {:016x}",
@@ -80,7 +77,7 @@ fn one(seed: u64, members: u64, plant: Option<Bug>) -> Result<()> {
 }
 
 fn planted(bug: Bug, first: u64, seeds: u64, members: u64) -> Result<()> {
-    let found = sim::find_bug(bug, first, seeds, members).context("the simulation could not run")?;
+    let found = registers::find_bug(bug, first, seeds, members).context("the simulation could not run")?;
     let Some(Report {
         options,
         violation: Some(what),
@@ -123,7 +120,8 @@ fn many(first: u64, seeds: u64, members: Option<u64>, jobs: usize) -> Result<()>
                 println!("{done} of {count} seeds with {members} members");
             }
         };
-        let part = sim::run_many(from, count, members, jobs, progress).map_err(|failure| anyhow!(failure))?;
+        let part =
+            registers::run_many(from, count, members, jobs, progress).map_err(|failure| anyhow!(failure))?;
         summary.merge(&part);
     }
     print_faults(&summary.faults);

@@ -6,10 +6,11 @@
 //! - [`process`], [`ports`], [`netns`]: real processes, ports and network namespaces for black-box tests.
 //!
 //! # What it deliberately does not know
-//! The services: the simulator's state machine is its own small register store, and processes are given by path.
+//! The services: the simulator runs whatever implements [`sim::Service`] (its own small register store, or a real
+//! server's core from that server's own simulation crate), and processes are given by path.
 //!
 //! # Entry points
-//! [`sim::run`] and [`sim::run_many`]; [`process::Process`]; [`ports::free_port`]; [`netns::Namespace`].
+//! [`sim::run`], [`sim::run_many`], [`sim::registers`]; [`process::Process`]; [`ports::free_port`]; [`netns::Namespace`].
 //!
 //! # Invariants
 //! 1. One seed, one run: everything random comes from the seed, everything timed from the virtual clock.

@@ -1,7 +1,7 @@
 //! The quick loop's share of the simulation; `cargo xtask sim --seeds 500` runs the rest.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
-use testkit::sim::{self, Bug};
+use testkit::sim::registers::{self as sim, Bug};
 
 #[test]
 fn three_members_survive() {

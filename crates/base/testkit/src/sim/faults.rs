@@ -100,14 +100,16 @@ impl Fault {
     ];
 }
 
-/// Counts of faults.
+/// Counts of faults, and of what a service wants to have happened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Faults {
     counts: BTreeMap<Fault, u64>,
+    own: BTreeMap<&'static str, u64>,
 }
 
 impl Faults {
-    pub(crate) fn add(&mut self, fault: Fault, count: u64) {
+    /// Counts.
+    pub fn add(&mut self, fault: Fault, count: u64) {
         if count > 0 {
             *self.counts.entry(fault).or_default() += count;
         }
@@ -118,6 +120,21 @@ impl Faults {
         for (fault, count) in &other.counts {
             self.add(*fault, *count);
         }
+        for (kind, count) in &other.own {
+            self.note(kind, *count);
+        }
+    }
+
+    /// Counts something of the service's own.
+    pub fn note(&mut self, kind: &'static str, count: u64) {
+        if count > 0 {
+            *self.own.entry(kind).or_default() += count;
+        }
+    }
+
+    /// How often something of the service's own happened.
+    pub fn noted(&self, kind: &str) -> u64 {
+        self.own.get(kind).copied().unwrap_or(0)
     }
 
     /// How often `fault` happened.

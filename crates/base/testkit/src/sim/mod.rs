@@ -6,15 +6,15 @@
 //! ```
 
 mod block_cache;
-mod clients;
 mod disk;
 mod faults;
-mod history;
-mod machine;
+mod journal;
 mod nemesis;
 mod node;
 mod options;
+pub mod registers;
 mod rng;
+mod service;
 mod world;
 
 use std::path::PathBuf;
@@ -22,18 +22,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 pub use faults::{Fault, Faults};
-pub use node::show_panics;
-pub use options::{Bug, Mode, Options};
+pub use journal::{Journal, SharedJournal};
+pub use node::{GROUP, show_panics};
+pub use options::{HostBug, Mode, Options};
+pub use rng::SimRng;
+pub use service::{Boot, Service, Totals};
+pub use world::{MS, World};
 
 use node::State;
-use world::{MS, World};
 
 /// Every so many-th seed runs twice, and both runs must be the same.
 const TWICE_EVERY: u64 = 100;
 /// Operations that must succeed after healing.
 const PROGRESS: u64 = 30;
-/// Simulated time that members have to become equal.
-const AGREE_MS: u64 = 15_000;
 
 /// What one run showed.
 #[derive(Clone, Debug)]
@@ -77,19 +78,22 @@ pub struct Summary {
 
 /// Runs one seed. An error means that the simulation could not be made (no space for its folders), not that it
 /// found something.
-pub fn run(options: &Options) -> std::io::Result<Report> {
+pub fn run<S: Service>(
+    options: &Options,
+    service: impl FnOnce(&Options, SimRng) -> S,
+) -> std::io::Result<Report> {
     node::install_panic_hook();
     let dir = tempfile::Builder::new()
         .prefix("hearth-sim-")
         .tempdir_in(scratch())?;
-    let mut world = World::new(options, dir.path());
+    let mut world = World::new(options, dir.path(), service);
     world.run(options.chaos_ms * MS, |_| false);
     world.heal();
-    let target = world.clients.successes + PROGRESS;
+    let target = world.service.successes() + PROGRESS;
     let deadline = world.now + options.heal_ms * MS;
-    world.run(deadline, |w| w.clients.successes >= target);
-    if world.violation().is_none() && world.clients.successes < target {
-        let got = world.clients.successes + PROGRESS - target;
+    world.run(deadline, |w| w.service.successes() >= target);
+    if world.violation().is_none() && world.service.successes() < target {
+        let got = world.service.successes() + PROGRESS - target;
         world.fail(format!(
             "no progress: {got} of {PROGRESS} operations in {} ms after healing, leader {:?}",
             options.heal_ms,
@@ -97,29 +101,25 @@ pub fn run(options: &Options) -> std::io::Result<Report> {
         ));
     }
     if options.mode == Mode::Safety && world.violation().is_none() {
-        let deadline = world.now + AGREE_MS * MS;
-        world.clients_rest();
+        let deadline = world.now + options.agree_ms * MS;
+        world.service.rest();
         world.run(deadline, |w| w.members_agree());
         if !world.members_agree() {
             world.fail("members do not agree after everything was healed".to_owned());
         }
     }
-    world.clients.finish();
-    world.check_refused();
-    let mut violation = world.violation();
-    if violation.is_none() {
-        violation = history::check(&world.clients.records).err();
-    }
-    let records = &world.clients.records;
-    let journal = world.journal.lock().unwrap_or_else(PoisonError::into_inner);
+    let judged = S::finish(&mut world);
+    let violation = world.violation().or_else(|| judged.err());
+    let totals = world.service.totals();
+    let entries = world.journal.lock().last();
     Ok(Report {
         options: options.clone(),
         violation,
         faults: world.faults.clone(),
-        operations: records.len() as u64,
-        unknown: records.iter().filter(|r| r.returned.is_none()).count() as u64,
+        operations: totals.operations,
+        unknown: totals.unknown,
         simulated_ms: world.now / MS,
-        entries: journal.last(),
+        entries,
         trace: world.trace,
     })
 }
@@ -147,27 +147,31 @@ impl Summary {
 }
 
 /// Runs one seed, and every hundredth twice. The error holds the seed's options and the command that repeats it.
-fn run_checked(seed: u64, members: u64) -> Result<(Report, bool), String> {
-    let options = Options::of(seed, members);
-    let once = || run(&options).map_err(|e| format!("seed {seed} could not run: {e}"));
+fn run_checked(
+    seed: u64,
+    run: &dyn Fn(u64) -> std::io::Result<Report>,
+    repeat: &dyn Fn(u64) -> String,
+) -> Result<(Report, bool), String> {
+    let once = || run(seed).map_err(|e| format!("seed {seed} could not run: {e}"));
     let report = once()?;
     if let Some(what) = &report.violation {
-        return Err(failure(&report.options, what));
+        return Err(failure(&report, what, &repeat(seed)));
     }
     let twice = seed.is_multiple_of(TWICE_EVERY);
     if twice && once()?.trace != report.trace {
-        return Err(failure(&options, "two runs of this seed differ"));
+        return Err(failure(&report, "two runs of this seed differ", &repeat(seed)));
     }
     Ok((report, twice))
 }
 
 /// Runs the `seeds` in a row from `first` on, `jobs` at a time (each on one thread), and stops when one fails.
-/// `progress` hears of each that passed.
+/// `repeat` is the command that repeats one; `progress` hears of each that passed.
 pub fn run_many(
     first: u64,
     seeds: u64,
-    members: u64,
     jobs: usize,
+    run: &(dyn Fn(u64) -> std::io::Result<Report> + Sync),
+    repeat: &(dyn Fn(u64) -> String + Sync),
     progress: impl Fn(&Report) + Sync,
 ) -> Result<Summary, String> {
     let next = AtomicU64::new(first);
@@ -179,7 +183,7 @@ pub fn run_many(
             if seed >= end {
                 return;
             }
-            let result = run_checked(seed, members);
+            let result = run_checked(seed, run, repeat);
             let mut outcome = outcome.lock().unwrap_or_else(PoisonError::into_inner);
             match (&mut *outcome, result) {
                 (Ok(summary), Ok((report, twice))) => {
@@ -203,14 +207,14 @@ pub fn run_many(
     outcome.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Looks for a planted bug: the first report, of at most `seeds` seeds, with a violation.
-pub fn find_bug(bug: Bug, first: u64, seeds: u64, members: u64) -> std::io::Result<Option<Report>> {
+/// The first report, of at most `seeds` seeds from `first` on, with a violation.
+pub fn find(
+    first: u64,
+    seeds: u64,
+    run: impl Fn(u64) -> std::io::Result<Report>,
+) -> std::io::Result<Option<Report>> {
     for seed in first..first + seeds {
-        let options = Options {
-            plant: Some(bug),
-            ..Options::of(seed, members)
-        };
-        let report = run(&options)?;
+        let report = run(seed)?;
         if report.violation.is_some() {
             return Ok(Some(report));
         }
@@ -218,11 +222,8 @@ pub fn find_bug(bug: Bug, first: u64, seeds: u64, members: u64) -> std::io::Resu
     Ok(None)
 }
 
-fn failure(options: &Options, what: &str) -> String {
-    format!(
-        "{what}\noptions: {options:#?}\nrepeat it: cargo xtask sim --seed {} --members {}",
-        options.seed, options.members
-    )
+fn failure(report: &Report, what: &str, repeat: &str) -> String {
+    format!("{what}\noptions: {:#?}\nrepeat it: {repeat}", report.options)
 }
 
 /// Where the placeholder files go: memory where there is such a folder.
@@ -235,23 +236,22 @@ fn scratch() -> PathBuf {
     }
 }
 
-impl World<'_> {
-    /// Clients stop after what they are doing.
-    fn clients_rest(&mut self) {
-        self.clients.rest();
-    }
-
-    /// Whether all running members of the group have applied the same and hold the same registers.
+impl<S: Service> World<'_, S> {
+    /// Whether all running members of the group have applied the same and hold the same state.
     fn members_agree(&self) -> bool {
-        if self.clients.busy() {
+        if S::busy(self) {
             return false;
         }
-        let mut states = self.nodes.values().filter(|n| {
-            n.state == State::Up && self.members().get(n.id).is_some_and(|m| !m.address.is_empty())
-        });
+        let mut states = self
+            .nodes
+            .values()
+            .filter(|n| n.state == State::Up && self.is_member(n.id));
         let Some(first) = states.next() else { return false };
-        let content = |n: &node::Node| n.view.as_ref().and_then(|v| machine::contents(v).ok());
-        let (applied, expected) = (first.applied, content(first));
-        states.all(|n| n.applied == applied && content(n) == expected)
+        if states.clone().any(|n| n.applied != first.applied) {
+            return false;
+        }
+        let digest = |n: &node::Node<S>| n.view.as_ref().and_then(|v| S::digest(v).ok());
+        let expected = digest(first);
+        states.all(|n| digest(n) == expected)
     }
 }

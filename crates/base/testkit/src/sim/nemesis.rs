@@ -9,6 +9,7 @@ use super::faults::Fault;
 use super::node::{GROUP, State, Waiter};
 use super::options::Mode;
 use super::rng::SimRng;
+use super::service::Service;
 use super::world::{Event, MS, World};
 
 /// Most members at one time.
@@ -52,7 +53,7 @@ impl Nemesis {
     }
 }
 
-impl World<'_> {
+impl<S: Service> World<'_, S> {
     pub(crate) fn nemesis_acts(&mut self) {
         if self.healed {
             return;
@@ -223,7 +224,7 @@ impl World<'_> {
             Act::Transfer => {
                 if let Some(to) = rng.pick(&voters).copied().filter(|to| *to != leader) {
                     self.begin(act);
-                    self.ask(leader, Waiter::Admin, |id| Input::Transfer {
+                    self.put_to(leader, Waiter::Admin, |id| Input::Transfer {
                         group: GROUP,
                         id,
                         to,
@@ -349,6 +350,7 @@ impl World<'_> {
         if self.options.mode == Mode::Liveness {
             self.lasting_fault();
         }
+        S::healed(self);
     }
 
     fn lasting_fault(&mut self) {

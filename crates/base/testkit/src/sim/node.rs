@@ -11,11 +11,12 @@ use kv_engine::MemoryDisk;
 use raft_host::{GroupConfig, Host, HostConfig, Input, LogConfig, Output, Peer, PlantedBug, Role};
 
 use super::disk::{Disk, SimFileSystem};
-use super::machine::{RegisterMachine, SharedJournal, View};
-use super::options::Bug;
+use super::journal::SharedJournal;
+use super::options::HostBug;
+use super::service::{Boot, Service};
 
 /// The one group of the simulation.
-pub(crate) const GROUP: u64 = 1;
+pub const GROUP: u64 = 1;
 
 thread_local! {
     /// A panic in a host is one of the things that are simulated: it must not fill the terminal.
@@ -69,17 +70,17 @@ pub(crate) enum State {
 }
 
 /// Who waits for a reply of a host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Waiter {
-    Client { client: u32, op: u64, to_follower: bool },
+#[derive(Debug)]
+pub(crate) enum Waiter<A> {
+    Service(A),
     Admin,
 }
 
-pub(crate) struct Node {
+pub(crate) struct Node<S: Service> {
     pub(crate) id: u64,
     pub(crate) state: State,
     pub(crate) host: Option<Host<SimFileSystem>>,
-    pub(crate) view: Option<View>,
+    pub(crate) view: Option<S::View>,
     pub(crate) disk: Disk,
     pub(crate) state_disk: MemoryDisk,
     dir: PathBuf,
@@ -92,7 +93,7 @@ pub(crate) struct Node {
     pub(crate) busy_until: u64,
     pub(crate) paused_until: u64,
     pub(crate) tick_us: u64,
-    pub(crate) waiting: BTreeMap<u64, Waiter>,
+    pub(crate) waiting: BTreeMap<u64, Waiter<S::Ask>>,
     /// A bit of its log was flipped at some time.
     pub(crate) flipped: bool,
     /// First log index and applied index seen last, to notice compactions and snapshots.
@@ -100,14 +101,14 @@ pub(crate) struct Node {
     pub(crate) applied: u64,
 }
 
-impl Node {
-    pub(crate) fn new(id: u64, dir: PathBuf, initial: Vec<Peer>, plant: Option<Bug>) -> Node {
+impl<S: Service> Node<S> {
+    pub(crate) fn new(id: u64, dir: PathBuf, initial: Vec<Peer>, plant: Option<HostBug>) -> Node<S> {
         Node {
             id,
             state: State::Down,
             host: None,
             view: None,
-            disk: Disk::new(plant == Some(Bug::SkippedFsync)),
+            disk: Disk::new(plant == Some(HostBug::SkippedFsync)),
             state_disk: MemoryDisk::new(),
             dir,
             initial,
@@ -130,10 +131,17 @@ impl Node {
         incarnation: u64,
         seed: u64,
         journal: SharedJournal,
-        plant: Option<Bug>,
+        plant: Option<HostBug>,
+        service: &mut S,
     ) -> Result<(), String> {
-        let lose_every = (plant == Some(Bug::LostApply) && self.id == 2).then_some(23);
-        let (machine, view) = RegisterMachine::open(self.id, &self.state_disk, journal, lose_every)
+        let boot = Boot {
+            node: self.id,
+            disk: &self.state_disk,
+            journal,
+            tick_us: self.tick_us,
+        };
+        let (machine, view) = quietly(|| service.open(&boot))
+            .and_then(|opened| opened)
             .map_err(|e| format!("the state machine did not open: {e}"))?;
         let config = HostConfig {
             node: self.id,
@@ -151,9 +159,9 @@ impl Node {
                 prefill_bytes: 0,
             },
             planted: match plant {
-                Some(Bug::DoubleVote) => Some(PlantedBug::ForgetHardState),
-                Some(Bug::ReusedReadContext) => Some(PlantedBug::ReuseReadContext),
-                Some(Bug::AckBeforeCommit) => Some(PlantedBug::AckBeforeCommit),
+                Some(HostBug::DoubleVote) => Some(PlantedBug::ForgetHardState),
+                Some(HostBug::ReusedReadContext) => Some(PlantedBug::ReuseReadContext),
+                Some(HostBug::AckBeforeCommit) => Some(PlantedBug::AckBeforeCommit),
                 _ => None,
             },
             ..HostConfig::default()
@@ -161,7 +169,7 @@ impl Node {
         let group = GroupConfig {
             id: GROUP,
             initial: self.initial.clone(),
-            machine: Box::new(machine),
+            machine,
         };
         let file_system = self.disk.file_system();
         super::block_cache::evict()?;
@@ -176,7 +184,7 @@ impl Node {
     }
 
     /// Ends the process. Whoever waited for it never gets an answer.
-    pub(crate) fn stop(&mut self, state: State) -> Vec<Waiter> {
+    pub(crate) fn stop(&mut self, state: State) -> Vec<Waiter<S::Ask>> {
         self.disk.detach();
         // The log engine's threads end here; what it still writes goes nowhere.
         let host = self.host.take();
@@ -207,7 +215,7 @@ impl Node {
     }
 }
 
-impl Drop for Node {
+impl<S: Service> Drop for Node<S> {
     /// The log engine syncs when it goes; on a disk that is about to fail a sync that would be a loud end.
     fn drop(&mut self) {
         self.stop(State::Removed);

@@ -2,53 +2,17 @@
 
 use super::rng::SimRng;
 
-/// Bugs that are planted to prove that the simulator finds bugs.
+/// Bugs that are planted below the service, in disks and hosts, to prove that the simulator finds bugs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bug {
+pub enum HostBug {
     /// The disk says that a sync worked, and does nothing.
     SkippedFsync,
-    /// A read takes the local state without asking the leader.
-    StaleRead,
-    /// One member applies some commands without effect.
-    LostApply,
     /// Term and vote are not stored: a restarted member votes twice.
     DoubleVote,
     /// All reads of a member use one read-index context (etcd's issue 20418).
     ReusedReadContext,
     /// A write is acknowledged before a majority has it.
     AckBeforeCommit,
-}
-
-impl Bug {
-    /// All of them, with the number of seeds within which the simulator must find each.
-    pub const ALL: [(Bug, u64); 6] = [
-        (Bug::SkippedFsync, 40),
-        (Bug::StaleRead, 20),
-        (Bug::LostApply, 10),
-        (Bug::DoubleVote, 60),
-        (Bug::ReusedReadContext, 60),
-        (Bug::AckBeforeCommit, 40),
-    ];
-
-    /// The name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Bug::SkippedFsync => "skipped-fsync",
-            Bug::StaleRead => "stale-read",
-            Bug::LostApply => "lost-apply",
-            Bug::DoubleVote => "double-vote",
-            Bug::ReusedReadContext => "reused-read-context",
-            Bug::AckBeforeCommit => "ack-before-commit",
-        }
-    }
-
-    /// The bug called `name`.
-    pub fn named(name: &str) -> Option<Bug> {
-        Bug::ALL
-            .into_iter()
-            .map(|(bug, _)| bug)
-            .find(|bug| bug.name() == name)
-    }
 }
 
 /// How a run ends.
@@ -69,13 +33,15 @@ pub struct Options {
     /// Voters at the start.
     pub members: u64,
     /// A planted bug.
-    pub plant: Option<Bug>,
+    pub plant: Option<HostBug>,
     /// How the run ends.
     pub mode: Mode,
     /// Simulated milliseconds with faults.
     pub chaos_ms: u64,
     /// Simulated milliseconds within which there must be progress after healing.
     pub heal_ms: u64,
+    /// Simulated milliseconds that members have to become equal, and clients to end what they do.
+    pub agree_ms: u64,
     /// Clients, each with one operation at a time.
     pub clients: u32,
     /// Messages lost, of 1000.
@@ -107,6 +73,7 @@ impl Options {
             },
             chaos_ms: rng.between(12_000, 40_000),
             heal_ms: 15_000,
+            agree_ms: 15_000,
             clients: u32::try_from(rng.between(3, 6)).unwrap_or(3),
             lose: rate(&mut rng, 80),
             double: rate(&mut rng, 60),

@@ -3,29 +3,27 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
 
-use raft_host::{ConfChange, Input, Output, Peer, PeerMessage, Reply, Role};
+use raft_host::{ConfChange, Input, LeaderInfo, Output, Peer, PeerMessage, Role};
 
-use super::clients::Clients;
 use super::faults::{Fault, Faults};
-use super::machine::{Journal, SharedJournal};
+use super::journal::SharedJournal;
 use super::nemesis::Nemesis;
 use super::node::{GROUP, Node, State, Waiter};
 use super::options::Options;
 use super::rng::SimRng;
+use super::service::Service;
 
 /// Microseconds in a millisecond.
-pub(crate) const MS: u64 = 1_000;
+pub const MS: u64 = 1_000;
 
 #[derive(Debug)]
-pub(crate) enum Event {
+pub(crate) enum Event<E> {
     Tick { node: u64, life: u64 },
     Wake { node: u64, life: u64 },
     Deliver(Box<PeerMessage>),
     Restart { node: u64, life: u64 },
-    Client { client: u32 },
-    GiveUp { client: u32, op: u64 },
+    Service(E),
     Nemesis,
     Admin,
     EndPartition { number: u64 },
@@ -33,59 +31,79 @@ pub(crate) enum Event {
     EndSlow { node: u64 },
 }
 
-struct Queued {
+struct Queued<E> {
     at: u64,
     seq: u64,
-    event: Event,
+    event: Event<E>,
 }
 
-impl PartialEq for Queued {
-    fn eq(&self, other: &Queued) -> bool {
+impl<E> PartialEq for Queued<E> {
+    fn eq(&self, other: &Queued<E>) -> bool {
         (self.at, self.seq) == (other.at, other.seq)
     }
 }
-impl Eq for Queued {}
-impl PartialOrd for Queued {
-    fn partial_cmp(&self, other: &Queued) -> Option<std::cmp::Ordering> {
+impl<E> Eq for Queued<E> {}
+impl<E> PartialOrd for Queued<E> {
+    fn partial_cmp(&self, other: &Queued<E>) -> Option<std::cmp::Ordering> {
         Some(self.cmp(other))
     }
 }
-impl Ord for Queued {
-    fn cmp(&self, other: &Queued) -> std::cmp::Ordering {
+impl<E> Ord for Queued<E> {
+    fn cmp(&self, other: &Queued<E>) -> std::cmp::Ordering {
         (self.at, self.seq).cmp(&(other.at, other.seq))
     }
 }
 
-pub(crate) struct World<'a> {
+/// Members, network, clock and queue of what will happen, with the service that runs on them.
+pub struct World<'a, S: Service> {
     pub(crate) options: &'a Options,
-    pub(crate) now: u64,
+    /// Microseconds since the beginning.
+    pub now: u64,
+    /// The service and its clients.
+    pub service: S,
     pub(crate) rng: SimRng,
-    queue: BinaryHeap<Reverse<Queued>>,
+    queue: BinaryHeap<Reverse<Queued<S::Event>>>,
     seq: u64,
-    pub(crate) nodes: BTreeMap<u64, Node>,
+    pub(crate) nodes: BTreeMap<u64, Node<S>>,
     dir: &'a Path,
     pub(crate) next_node: u64,
     /// Links that carry nothing, by the partition that cut them.
     pub(crate) cuts: BTreeMap<u64, BTreeSet<(u64, u64)>>,
     last_delivery: BTreeMap<(u64, u64), u64>,
-    pub(crate) clients: Clients,
     pub(crate) nemesis: Nemesis,
-    pub(crate) journal: SharedJournal,
-    pub(crate) faults: Faults,
+    /// What the members applied.
+    pub journal: SharedJournal,
+    /// What went wrong on purpose, and what else must have happened.
+    pub faults: Faults,
     leaders: BTreeMap<u64, u64>,
     pub(crate) trace: u64,
-    pub(crate) healed: bool,
+    /// Faults are over.
+    pub healed: bool,
     pub(crate) next_request: u64,
 }
 
-impl<'a> World<'a> {
-    pub(crate) fn new(options: &'a Options, dir: &'a Path) -> World<'a> {
+impl<S: Service> std::fmt::Debug for World<'_, S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("World")
+            .field("now", &self.now)
+            .field("faults", &self.faults)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'a, S: Service> World<'a, S> {
+    pub(crate) fn new(
+        options: &'a Options,
+        dir: &'a Path,
+        service: impl FnOnce(&Options, SimRng) -> S,
+    ) -> World<'a, S> {
         let mut rng = SimRng::new(options.seed);
-        let clients = Clients::new(options, rng.fork());
+        let service = service(options, rng.fork());
         let nemesis = Nemesis::new(rng.fork());
         let mut world = World {
             options,
             now: 0,
+            service,
             rng,
             queue: BinaryHeap::new(),
             seq: 0,
@@ -94,9 +112,8 @@ impl<'a> World<'a> {
             next_node: 1,
             cuts: BTreeMap::new(),
             last_delivery: BTreeMap::new(),
-            clients,
             nemesis,
-            journal: Arc::new(Mutex::new(Journal::default())),
+            journal: SharedJournal::default(),
             faults: Faults::default(),
             leaders: BTreeMap::new(),
             trace: 0,
@@ -112,9 +129,7 @@ impl<'a> World<'a> {
         for _ in 0..options.members {
             world.add_node(initial.clone());
         }
-        for client in 0..options.clients {
-            world.at(world.now + u64::from(client) * MS, Event::Client { client });
-        }
+        S::begin(&mut world);
         world.at(500 * MS, Event::Nemesis);
         world.at(2_000 * MS, Event::Admin);
         world
@@ -135,7 +150,7 @@ impl<'a> World<'a> {
         id
     }
 
-    pub(crate) fn at(&mut self, at: u64, event: Event) {
+    pub(crate) fn at(&mut self, at: u64, event: Event<S::Event>) {
         self.seq += 1;
         self.queue.push(Reverse(Queued {
             at: at.max(self.now),
@@ -145,21 +160,16 @@ impl<'a> World<'a> {
     }
 
     pub(crate) fn violation(&self) -> Option<String> {
-        self.journal
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .violation
-            .clone()
+        self.journal.lock().violation.clone()
     }
 
-    pub(crate) fn fail(&self, what: String) {
-        self.journal
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .fail(what);
+    /// Something is wrong: the run ends with the first such remark.
+    pub fn fail(&self, what: String) {
+        self.journal.lock().fail(what);
     }
 
-    pub(crate) fn note(&mut self, numbers: &[u64]) {
+    /// Adds to the checksum over everything that happened.
+    pub fn note(&mut self, numbers: &[u64]) {
         for number in numbers {
             self.trace = (self.trace ^ number)
                 .wrapping_mul(0x0100_0000_01B3)
@@ -168,7 +178,7 @@ impl<'a> World<'a> {
     }
 
     /// Runs until `until` (microseconds), or until something is wrong, or `done` says so.
-    pub(crate) fn run(&mut self, until: u64, done: impl Fn(&World<'_>) -> bool) {
+    pub(crate) fn run(&mut self, until: u64, done: impl Fn(&World<'_, S>) -> bool) {
         loop {
             if self.violation().is_some() || done(self) {
                 return;
@@ -188,7 +198,7 @@ impl<'a> World<'a> {
         self.now = self.now.max(until);
     }
 
-    fn step(&mut self, event: Event) {
+    fn step(&mut self, event: Event<S::Event>) {
         match event {
             Event::Tick { node, life } => {
                 let Some(n) = self.nodes.get_mut(&node).filter(|n| n.life == life) else {
@@ -213,8 +223,7 @@ impl<'a> World<'a> {
                     self.start(node);
                 }
             }
-            Event::Client { client } => self.client_acts(client),
-            Event::GiveUp { client, op } => self.client_gives_up(client, op),
+            Event::Service(event) => S::act(self, event),
             Event::Nemesis => self.nemesis_acts(),
             Event::Admin => self.admin_acts(),
             Event::EndPartition { number } => drop(self.cuts.remove(&number)),
@@ -223,7 +232,7 @@ impl<'a> World<'a> {
         }
     }
 
-    pub(crate) fn with_node(&mut self, node: u64, act: impl FnOnce(&mut Node)) {
+    pub(crate) fn with_node(&mut self, node: u64, act: impl FnOnce(&mut Node<S>)) {
         if let Some(node) = self.nodes.get_mut(&node) {
             act(node);
         }
@@ -252,7 +261,7 @@ impl<'a> World<'a> {
             return;
         };
         node.disk.set_full(false);
-        match node.start(incarnation, seed, journal, plant) {
+        match node.start(incarnation, seed, journal, plant, &mut self.service) {
             Ok(()) => {
                 let (life, every) = (node.life, node.tick_us);
                 let first = self.now + self.rng.below(every);
@@ -321,9 +330,10 @@ impl<'a> World<'a> {
         };
         let waiters = node.stop(state);
         node.first_index = 0;
+        S::stopped(self, id);
         for waiter in waiters {
             match waiter {
-                Waiter::Client { client, op, .. } => self.client_lost(client, op),
+                Waiter::Service(ask) => S::lost(self, ask),
                 Waiter::Admin => self.nemesis.admin_done(),
             }
         }
@@ -350,6 +360,7 @@ impl<'a> World<'a> {
             output.messages.len() as u64,
             output.replies.len() as u64,
         ]);
+        let leader = output.leaders.last().map(|(_, info)| *info);
         for (_, info) in &output.leaders {
             self.note(&[info.term, info.leader.unwrap_or(0)]);
             if info.role == Role::Leader {
@@ -368,21 +379,13 @@ impl<'a> World<'a> {
                 .get_mut(&id)
                 .and_then(|n| n.waiting.remove(&reply.id()));
             match waiter {
-                Some(Waiter::Client {
-                    client,
-                    op,
-                    to_follower,
-                }) => {
-                    if to_follower && matches!(reply, Reply::Proposed(_, Ok(_))) {
-                        self.faults.add(Fault::ProposalForwarded, 1);
-                    }
-                    self.client_reply(client, op, id, reply, at);
-                }
+                Some(Waiter::Service(ask)) => S::answered(self, ask, id, reply, at),
                 Some(Waiter::Admin) => self.admin_reply(&reply),
                 None => {}
             }
         }
         self.watch_log(id);
+        S::after_round(self, id, leader, at);
     }
 
     /// Notices compactions and installed snapshots.
@@ -446,7 +449,7 @@ impl<'a> World<'a> {
     }
 
     /// Gives a member something to do on behalf of a waiter.
-    pub(crate) fn ask(&mut self, node: u64, waiter: Waiter, input: impl FnOnce(u64) -> Input) {
+    pub(crate) fn put_to(&mut self, node: u64, waiter: Waiter<S::Ask>, input: impl FnOnce(u64) -> Input) {
         let id = self.next_request;
         self.next_request += 1;
         self.with_node(node, |n| {
@@ -457,14 +460,15 @@ impl<'a> World<'a> {
     }
 
     pub(crate) fn change(&mut self, leader: u64, change: ConfChange) {
-        self.ask(leader, Waiter::Admin, |id| Input::ConfChange {
+        self.put_to(leader, Waiter::Admin, |id| Input::ConfChange {
             group: GROUP,
             id,
             change,
         });
     }
 
-    pub(crate) fn up(&self) -> Vec<u64> {
+    /// Members whose process runs.
+    pub fn up(&self) -> Vec<u64> {
         self.nodes
             .values()
             .filter(|n| n.state == State::Up)
@@ -473,11 +477,83 @@ impl<'a> World<'a> {
     }
 
     /// The member that leads the highest term.
-    pub(crate) fn leader(&self) -> Option<u64> {
+    pub fn leader(&self) -> Option<u64> {
         let leading = self
             .nodes
             .values()
             .filter_map(|n| n.leads().map(|term| (term, n.id)));
         leading.max().map(|(_, id)| id)
+    }
+
+    /// Schedules something of the service's own.
+    pub fn schedule(&mut self, at: u64, event: S::Event) {
+        self.at(at, Event::Service(event));
+    }
+
+    /// Gives a member's host something to do; `ask` comes back with the answer.
+    pub fn ask(&mut self, node: u64, ask: S::Ask, input: impl FnOnce(u64) -> Input) {
+        self.put_to(node, Waiter::Service(ask), input);
+    }
+
+    /// What is seen of a member whose process runs.
+    pub fn view(&self, node: u64) -> Option<&S::View> {
+        let node = self.nodes.get(&node).filter(|n| n.state == State::Up)?;
+        node.view.as_ref()
+    }
+
+    /// As [`World::view`], with the service beside it.
+    pub fn view_mut(&mut self, node: u64) -> Option<(&mut S::View, &mut S)> {
+        let node = self.nodes.get_mut(&node).filter(|n| n.state == State::Up)?;
+        Some((node.view.as_mut()?, &mut self.service))
+    }
+
+    /// A member's process: it counts starts.
+    pub fn life(&self, node: u64) -> u64 {
+        self.nodes.get(&node).map_or(0, |n| n.life)
+    }
+
+    /// When a member can do something next: it may be paused, or wait for its disk.
+    pub fn free_at(&self, node: u64) -> u64 {
+        let busy = self.nodes.get(&node).map(|n| n.busy_until.max(n.paused_until));
+        busy.unwrap_or(0).max(self.now)
+    }
+
+    /// Microseconds of true time that a member takes for 100 000.
+    pub fn tick_us(&self, node: u64) -> u64 {
+        self.nodes.get(&node).map_or(100_000, |n| n.tick_us)
+    }
+
+    /// Who a member's host says leads.
+    pub fn leader_of(&self, node: u64) -> Option<LeaderInfo> {
+        let node = self.nodes.get(&node).filter(|n| n.state == State::Up)?;
+        node.host.as_ref()?.leader(GROUP)
+    }
+
+    /// The member that leads `term`, if any has been seen to.
+    pub fn leader_of_term(&self, term: u64) -> Option<u64> {
+        self.leaders.get(&term).copied()
+    }
+
+    /// Whether what `from` sends now would reach `to`.
+    pub fn connected(&self, from: u64, to: u64) -> bool {
+        !self.cuts.values().any(|cut| cut.contains(&(from, to)))
+    }
+
+    /// When a message of the service's own from one member to another arrives; `None` when it is lost.
+    pub fn hop(&mut self, from: u64, to: u64, at: u64) -> Option<u64> {
+        if !self.connected(from, to) || (!self.healed && self.rng.chance(self.options.lose)) {
+            return None;
+        }
+        Some(at + 100 + self.rng.below(self.options.delay_us))
+    }
+
+    /// Whether a member is, as far as the administrators know, one of the group.
+    pub fn is_member(&self, node: u64) -> bool {
+        self.members().get(node).is_some_and(|m| !m.address.is_empty())
+    }
+
+    /// Whether a member is a learner, as far as the administrators know.
+    pub fn is_learner(&self, node: u64) -> bool {
+        self.members().get(node).is_some_and(|m| m.learner)
     }
 }

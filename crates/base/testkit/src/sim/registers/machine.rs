@@ -1,13 +1,14 @@
-//! The replicated state machine of the simulator: registers with put and compare-and-set, on the real kv-engine.
+//! The replicated state machine of the registers with put and compare-and-set, on the real kv-engine.
 
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use kv_engine::{Batch, Engine, EngineError, Export, Import, Keyspace, MemoryDisk};
 use raft_host::{Committed, MachineError, Payload, SnapshotSink, SnapshotSource, StateMachine};
+
+use crate::sim::journal::SharedJournal;
 
 /// A command, with the operation's number so that a double can be seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,67 +52,9 @@ impl Command {
     }
 }
 
-/// What all members together have applied, for checks that a real cluster could not make.
-#[derive(Debug, Default)]
-pub(crate) struct Journal {
-    /// Index -> (term, checksum of the content).
-    entries: BTreeMap<u64, (u64, u32)>,
-    /// Operation -> index.
-    ops: BTreeMap<u64, u64>,
-    /// Index -> rolling checksum of the state after it.
-    states: BTreeMap<u64, u64>,
-    /// The first contradiction.
-    pub(crate) violation: Option<String>,
-}
-
-impl Journal {
-    fn entry(&mut self, node: u64, index: u64, term: u64, content: u32) {
-        let first = *self.entries.entry(index).or_insert((term, content));
-        if first != (term, content) {
-            self.fail(format!(
-                "node {node} applied another entry at {index} than the others: {first:?}"
-            ));
-        }
-    }
-
-    fn op(&mut self, node: u64, op: u64, index: u64) {
-        let first = *self.ops.entry(op).or_insert(index);
-        if first != index {
-            self.fail(format!(
-                "node {node} applied operation {op} at {index}, but it stands at {first} too"
-            ));
-        }
-    }
-
-    fn state(&mut self, node: u64, index: u64, state: u64) {
-        let first = *self.states.entry(index).or_insert(state);
-        if first != state {
-            self.fail(format!(
-                "node {node} has another state after entry {index} than the others"
-            ));
-        }
-    }
-
-    pub(crate) fn fail(&mut self, what: String) {
-        self.violation.get_or_insert(what);
-    }
-
-    /// Whether anybody has applied operation `op`.
-    pub(crate) fn applied(&self, op: u64) -> bool {
-        self.ops.contains_key(&op)
-    }
-
-    /// The highest index that anybody has applied.
-    pub(crate) fn last(&self) -> u64 {
-        self.entries.last_key_value().map_or(0, |(index, _)| *index)
-    }
-}
-
-pub(crate) type SharedJournal = Arc<Mutex<Journal>>;
-
 /// Reads the registers of one member, from outside of its host.
 #[derive(Clone, Debug)]
-pub(crate) struct View {
+pub struct View {
     engine: Engine,
     registers: Keyspace,
 }
@@ -207,7 +150,7 @@ impl StateMachine for RegisterMachine {
 
     fn apply(&mut self, entries: &[Committed<'_>]) -> Result<Vec<Bytes>, MachineError> {
         let shared = self.journal.clone();
-        let mut journal = shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut journal = shared.lock();
         let mut pending = BTreeMap::new();
         let mut responses = Vec::new();
         for entry in entries {
@@ -279,7 +222,7 @@ impl StateMachine for RegisterMachine {
         if self.applied != index && !(self.applied == 0 && index == 1) {
             return Err(format!("the snapshot is of entry {}, not {index}", self.applied).into());
         }
-        let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut journal = self.journal.lock();
         if self.applied > 0 {
             journal.state(self.node, self.applied, self.state);
         }
@@ -313,11 +256,22 @@ fn mix(state: u64, numbers: &[u64]) -> u64 {
     })
 }
 
-/// All registers of a view, for comparing members.
-pub(crate) fn contents(view: &View) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
+/// Checksum of all registers of a view, for comparing members.
+pub(super) fn digest(view: &View) -> Result<u64, EngineError> {
     let range = view
         .engine
         .snapshot()?
         .range(&view.registers, (Bound::Unbounded, Bound::Unbounded))?;
-    range.collect()
+    let mut state = 0;
+    for pair in range {
+        let (key, value) = pair?;
+        state = mix(
+            state,
+            &[
+                u64::from(crc32fast::hash(&key)),
+                u64::from(crc32fast::hash(&value)),
+            ],
+        );
+    }
+    Ok(state)
 }

@@ -1,17 +1,17 @@
 //! Clients: one operation at a time each, on any member, and what they saw.
 
 use std::collections::BTreeSet;
-use std::sync::PoisonError;
 
 use raft_host::{Input, ProposeError, Reply};
 
-use super::faults::Fault;
 use super::history::{Op, Record};
 use super::machine::Command;
-use super::node::{GROUP, State, Waiter};
-use super::options::{Bug, Options};
-use super::rng::SimRng;
-use super::world::{Event, MS, World};
+use super::{Ask, Event, Registers};
+use crate::sim::faults::Fault;
+use crate::sim::node::GROUP;
+use crate::sim::options::Options;
+use crate::sim::rng::SimRng;
+use crate::sim::world::{MS, World};
 
 /// After this long without an answer a client goes on; the outcome is unknown.
 const PATIENCE_US: u64 = 3_500 * MS;
@@ -104,22 +104,23 @@ impl Clients {
     }
 }
 
-impl World<'_> {
+impl World<'_, Registers> {
     pub(crate) fn client_acts(&mut self, client: u32) {
         let free = self
+            .service
             .clients
             .running
             .get(client as usize)
             .is_some_and(Option::is_none);
-        if !free || self.clients.resting {
+        if !free || self.service.clients.resting {
             return;
         }
         let up = self.up();
         let leader = self.leader();
-        let clients = &mut self.clients;
+        let clients = &mut self.service.clients;
         let prefer = leader.filter(|_| clients.rng.chance(500));
         let Some(node) = prefer.or_else(|| clients.rng.pick(&up).copied()) else {
-            self.at(self.now + 100 * MS, Event::Client { client });
+            self.schedule(self.now + 100 * MS, Event::Client { client });
             return;
         };
         let slot = clients.rng.below(KEYS);
@@ -143,12 +144,12 @@ impl World<'_> {
                 called: self.now,
             });
         }
-        self.at(self.now + PATIENCE_US, Event::GiveUp { client, op });
-        if matches!(asked, Asked::Get) && self.options.plant == Some(Bug::StaleRead) {
+        self.schedule(self.now + PATIENCE_US, Event::GiveUp { client, op });
+        if matches!(asked, Asked::Get) && self.service.stale_reads {
             self.finish_read(client, op, node, self.now + 50);
             return;
         }
-        let waiter = Waiter::Client {
+        let waiter = Ask {
             client,
             op,
             to_follower: leader != Some(node),
@@ -170,24 +171,19 @@ impl World<'_> {
 
     /// Reads the register from a member's state as it is now.
     fn finish_read(&mut self, client: u32, op: u64, node: u64, at: u64) {
-        let Some(running) = self.clients.take(client, op) else {
+        let Some(running) = self.service.clients.take(client, op) else {
             return;
         };
-        let view = self
-            .nodes
-            .get(&node)
-            .filter(|n| n.state == State::Up)
-            .and_then(|n| n.view.as_ref());
-        if let Some(Ok(value)) = view.map(|v| v.get(running.key)) {
+        if let Some(Ok(value)) = self.view(node).map(|v| v.get(running.key)) {
             self.done(client, running, Op::Get(value), at);
         }
         self.think(client, at);
     }
 
     fn done(&mut self, client: u32, running: Running, op: Op, at: u64) {
-        self.clients.successes += 1;
+        self.service.clients.successes += 1;
         self.note(&[u64::from(client), running.op, at]);
-        self.clients.records.push(Record {
+        self.service.clients.records.push(Record {
             client,
             key: running.key,
             op,
@@ -197,15 +193,15 @@ impl World<'_> {
     }
 
     fn think(&mut self, client: u32, at: u64) {
-        let pause = self.clients.rng.below(60) * MS;
-        self.at(at + pause, Event::Client { client });
+        let pause = self.service.clients.rng.below(60) * MS;
+        self.schedule(at + pause, Event::Client { client });
     }
 
     pub(crate) fn client_reply(&mut self, client: u32, op: u64, node: u64, reply: Reply, at: u64) {
         match reply {
             Reply::Read(_, Ok(_)) => self.finish_read(client, op, node, at),
             Reply::Proposed(_, Ok(applied)) => {
-                let Some(running) = self.clients.take(client, op) else {
+                let Some(running) = self.service.clients.take(client, op) else {
                     return;
                 };
                 let exchanged = applied.response.first().map(|done| *done == 1);
@@ -221,12 +217,12 @@ impl World<'_> {
                 self.client_lost(client, op);
             }
             Reply::Proposed(_, Err(_)) => {
-                self.clients.refused.insert(op);
-                self.clients.take(client, op);
+                self.service.clients.refused.insert(op);
+                self.service.clients.take(client, op);
                 self.think(client, at + 50 * MS);
             }
             _ => {
-                self.clients.take(client, op);
+                self.service.clients.take(client, op);
                 self.think(client, at + 50 * MS);
             }
         }
@@ -234,10 +230,10 @@ impl World<'_> {
 
     /// The member that was asked is gone, or does not know.
     pub(crate) fn client_lost(&mut self, client: u32, op: u64) {
-        let Some(running) = self.clients.take(client, op) else {
+        let Some(running) = self.service.clients.take(client, op) else {
             return;
         };
-        let unknown = self.clients.unknown(client, running);
+        let unknown = self.service.clients.unknown(client, running);
         self.faults.add(Fault::OutcomeUnknown, u64::from(unknown));
         self.think(client, self.now + 50 * MS);
     }
@@ -248,8 +244,14 @@ impl World<'_> {
 
     /// An operation that was refused for good must not be found in the log.
     pub(crate) fn check_refused(&self) {
-        let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(op) = self.clients.refused.iter().find(|op| journal.applied(**op)) {
+        let mut journal = self.journal.lock();
+        if let Some(op) = self
+            .service
+            .clients
+            .refused
+            .iter()
+            .find(|op| journal.applied(**op))
+        {
             let what =
                 format!("operation {op} was applied although its client was told that it never would be");
             journal.fail(what);
