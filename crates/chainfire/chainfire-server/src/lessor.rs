@@ -1,4 +1,5 @@
-//! The leader's keeping of leases: renewals, what is left, and proposing the end of those that ran out.
+//! The leader's keeping of leases: renewals, what is left, and proposing the end of those that ran out. Decisions are
+//! [`crate::leading`]'s; here is the waiting.
 //!
 //! ```text
 //!   elected ──read barrier──> Leading {timers: every lease in full} ──deposed──> nothing
@@ -7,21 +8,16 @@
 
 use std::time::Duration;
 
-use chainfire_core::{OpError, timers::LeaseTimers};
+use chainfire_core::OpError;
 use raft_host::{NodeId, Role};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
-    machine::Leading,
+    leading::Due,
     node::Node,
-    record::{ExpireLeases, LogBody},
     wire::{LeaseRemainingRequest, RenewLeaseRequest},
 };
 
-/// Leases whose end is proposed in one entry.
-const EXPIRE_BATCH: usize = 1000;
-/// Longest sleep of the expiry loop: a bound on how late a missed wake-up is noticed.
-const MAX_SLEEP: Duration = Duration::from_secs(60);
 /// Pause after an expiry could not be proposed.
 const EXPIRE_PAUSE: Duration = Duration::from_millis(500);
 /// How long a call about a lease looks for the leader.
@@ -66,7 +62,7 @@ impl Lessor {
                 () = lead => {}
                 changed = leader.changed() => if changed.is_err() { return },
             }
-            *self.node.shared.leading() = None;
+            self.node.shared.end_leading();
         }
     }
 
@@ -76,14 +72,9 @@ impl Lessor {
             tracing::debug!(%error, "the new leader waits for its barrier");
             sleep(PAUSE).await;
         }
-        {
-            // Taken together: a lease granted between the two would have no timer.
-            let store = self.node.shared.store();
-            let timers = LeaseTimers::start(store.leases(), self.node.shared.now_ms());
-            *self.node.shared.leading() = Some(Leading { term, timers });
-        }
+        self.node.shared.begin_leading(term);
         loop {
-            let wait = self.expire(term).await;
+            let wait = self.expire().await;
             tokio::select! {
                 () = sleep(wait) => {}
                 () = self.node.shared.leases_changed.notified() => {}
@@ -92,30 +83,15 @@ impl Lessor {
     }
 
     /// Proposes the end of what ran out; how long nothing will be due.
-    async fn expire(&self, term: u64) -> Duration {
-        let now_ms = self.node.shared.now_ms();
-        let (ids, next_ms) = match self.node.shared.leading().as_mut() {
-            Some(leading) => (
-                leading.timers.expire(now_ms, EXPIRE_BATCH),
-                leading.timers.next_deadline_ms(),
-            ),
-            None => return MAX_SLEEP,
+    async fn expire(&self) -> Duration {
+        let shared = &self.node.shared;
+        let expire = match shared.due() {
+            Due::Wait(wait) => return wait,
+            Due::Expire(expire) => expire,
         };
-        if ids.is_empty() {
-            let wait = next_ms.map_or(MAX_SLEEP, |next| {
-                Duration::from_millis(next.saturating_sub(now_ms) + 1)
-            });
-            return wait.min(MAX_SLEEP);
-        }
-        let expire = LogBody::Expire(ExpireLeases {
-            ids: ids.clone(),
-            term,
-        });
-        if let Err(error) = self.node.propose(expire).await {
-            tracing::warn!(%error, leases = ids.len(), "expired leases could not be ended yet");
-            if let Some(leading) = self.node.shared.leading().as_mut() {
-                leading.timers.not_expired(&ids, self.node.shared.now_ms());
-            }
+        if let Err(error) = self.node.propose(expire.clone().into()).await {
+            tracing::warn!(%error, leases = expire.ids.len(), "expired leases could not be ended yet");
+            shared.not_expired(&expire.ids);
             return EXPIRE_PAUSE;
         }
         Duration::ZERO
@@ -176,36 +152,12 @@ impl Lessor {
     /// Renews a lease on the leader itself. The barrier proves that it still leads: a deposed leader must not promise
     /// time that its successor does not know of.
     pub(crate) async fn renew_here(&self, id: i64) -> Result<i64, OpError> {
-        let ttl_s = self.ttl_while_leading(id).await?;
-        let now_ms = self.node.shared.now_ms();
-        let mut leading = self.node.shared.leading();
-        let timers = leading
-            .as_mut()
-            .map(|leading| &mut leading.timers)
-            .ok_or(OpError::NotLeader)?;
-        Ok(ttl_s
-            .filter(|ttl_s| timers.renew(id, *ttl_s, now_ms))
-            .unwrap_or(0))
+        self.node.read_barrier().await?;
+        self.node.shared.renew(id, self.node.leader_info())
     }
 
     pub(crate) async fn remaining_here(&self, id: i64) -> Result<i64, OpError> {
-        let ttl_s = self.ttl_while_leading(id).await?;
-        let leading = self.node.shared.leading();
-        let leading = leading.as_ref().ok_or(OpError::NotLeader)?;
-        let now_ms = self.node.shared.now_ms();
-        Ok(ttl_s
-            .and_then(|_| leading.timers.remaining_s(id, now_ms))
-            .unwrap_or(-1))
-    }
-
-    /// The granted time of a lease, if this member provably leads the present term.
-    async fn ttl_while_leading(&self, id: i64) -> Result<Option<i64>, OpError> {
         self.node.read_barrier().await?;
-        let info = self.node.leader_info();
-        let leading = self.node.shared.leading().as_ref().map(|leading| leading.term);
-        if info.role != Role::Leader || leading != Some(info.term) {
-            return Err(OpError::NotLeader);
-        }
-        Ok(self.node.shared.store().leases().get(id).map(|lease| lease.ttl_s))
+        self.node.shared.remaining(id, self.node.leader_info())
     }
 }

@@ -21,11 +21,13 @@
 //! ```
 
 mod auth;
+mod clock;
 mod cluster;
 mod config;
 mod convert;
 mod history;
 mod kv;
+mod leading;
 mod lease;
 mod lessor;
 mod machine;
@@ -34,6 +36,9 @@ mod metrics;
 mod node;
 mod peers;
 mod record;
+#[cfg(feature = "simulation")]
+#[doc(hidden)]
+pub mod simulation;
 mod start;
 mod storage;
 mod watch;

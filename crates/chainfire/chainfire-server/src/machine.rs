@@ -7,19 +7,20 @@ use std::{
     any::Any,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
-    time::Instant,
 };
 
 use bytes::Bytes;
 use chainfire_client::wire::etcdserverpb as pb;
-use chainfire_core::{Applied, Event, Reply, Store, timers::LeaseTimers, watch::EventRing};
+use chainfire_core::{Applied, Event, Reply, Store, watch::EventRing};
 use kv_engine::{Engine, EngineConfig, Export, Import};
 use prost::Message;
 use raft_host::{Committed, MachineError, Payload, SnapshotSink, SnapshotSource, StateMachine};
 use tokio::sync::{Notify, watch};
 
 use crate::{
+    clock::Clock,
     convert,
+    leading::Leading,
     record::{LogBody, LogRecord, MetaRecord, ReplyBody, ReplyRecord},
     storage::{EngineStore, StorageError, Tables},
 };
@@ -33,13 +34,6 @@ const ENGINE: EngineConfig = EngineConfig {
     workers: 1,
 };
 
-/// Lease timers run on the leader only.
-#[derive(Debug)]
-pub(crate) struct Leading {
-    pub(crate) term: u64,
-    pub(crate) timers: LeaseTimers,
-}
-
 /// What the services see of the state.
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -51,7 +45,8 @@ pub(crate) struct Shared {
     /// The set of leases changed.
     pub(crate) leases_changed: Notify,
     pub(crate) tables: Tables,
-    started: Instant,
+    clock: Clock,
+    ring_bytes: usize,
 }
 
 impl Shared {
@@ -75,9 +70,9 @@ impl Shared {
         self.revision.subscribe()
     }
 
-    /// Milliseconds since the start: the clock of lease timers.
+    /// Milliseconds on the clock of lease timers.
     pub(crate) fn now_ms(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+        self.clock.now_ms()
     }
 
     fn publish(&self, changes: Vec<(i64, Vec<Event>)>, revision: i64) {
@@ -102,22 +97,27 @@ pub(crate) struct Machine {
 impl Machine {
     /// Opens the state in the folder `dir`.
     pub(crate) fn on_disk(dir: &Path) -> Result<(Machine, Arc<Shared>), StorageError> {
-        Machine::open(Engine::open(dir, &ENGINE)?)
+        Machine::open(Engine::open(dir, &ENGINE)?, Clock::start(), RING_BYTES)
     }
 
     /// Opens the state that an engine holds.
-    pub(crate) fn open(engine: Engine) -> Result<(Machine, Arc<Shared>), StorageError> {
+    pub(crate) fn open(
+        engine: Engine,
+        clock: Clock,
+        ring_bytes: usize,
+    ) -> Result<(Machine, Arc<Shared>), StorageError> {
         let tables = Tables::open(engine)?;
         let (store, applied) = load(&tables)?;
         let revision = store.revision();
         let shared = Arc::new(Shared {
-            ring: RwLock::new(EventRing::new(revision, RING_BYTES)),
+            ring: RwLock::new(EventRing::new(revision, ring_bytes)),
             revision: watch::Sender::new(revision),
             store: RwLock::new(store),
             leading: Mutex::new(None),
             leases_changed: Notify::new(),
             tables,
-            started: Instant::now(),
+            clock,
+            ring_bytes,
         });
         Ok((
             Machine {
@@ -278,7 +278,7 @@ impl StateMachine for Machine {
         drop(store);
         self.applied = applied;
         *self.shared.ring.write().unwrap_or_else(PoisonError::into_inner) =
-            EventRing::new(revision, RING_BYTES);
+            EventRing::new(revision, self.shared.ring_bytes);
         self.shared.revision.send_replace(revision);
         Ok(())
     }
