@@ -117,6 +117,8 @@ pub struct Output {
     pub leaders: Vec<(GroupId, LeaderInfo)>,
     /// Members whose address became known (`Some`) or that are gone (`None`).
     pub addresses: Vec<(NodeId, Option<String>)>,
+    /// Groups whose members changed.
+    pub memberships: Vec<(GroupId, Membership)>,
 }
 
 /// All groups of one node. See the crate's documentation.
@@ -208,7 +210,7 @@ impl<F: FileSystem> Host<F> {
         }
         let mut compacted = false;
         for group in self.groups.values_mut() {
-            compacted |= group.end_round(&mut self.log, &mut out)?;
+            compacted |= group.end_round(&mut self.log, self.now, &mut out)?;
         }
         if compacted {
             self.log.purge()?;
@@ -266,7 +268,7 @@ impl<F: FileSystem> Host<F> {
 
     /// A group's state.
     pub fn status(&self, group: GroupId) -> Option<Status> {
-        let status = self.groups.get(&group)?.status();
+        let status = self.groups.get(&group)?.status(self.now);
         Some(Status {
             log_bytes: self.log.used_bytes(),
             syncs: self.log.syncs(),
@@ -278,6 +280,11 @@ impl<F: FileSystem> Host<F> {
     /// Who leads a group, as known here.
     pub fn leader(&self, group: GroupId) -> Option<LeaderInfo> {
         self.groups.get(&group).map(Group::leader)
+    }
+
+    /// The members of a group, as applied here.
+    pub fn membership(&self, group: GroupId) -> Option<&Membership> {
+        self.groups.get(&group).map(Group::membership)
     }
 
     /// Addresses of all members of all groups, for the transport's start.

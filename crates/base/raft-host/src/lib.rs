@@ -55,7 +55,7 @@ pub use host::{Host, Input, Output, Reply, RequestId};
 pub use machine::{Committed, MachineError, Payload, SnapshotSink, SnapshotSource, StateMachine};
 pub use membership::{ConfChange, Member, Membership, Peer};
 pub use proposals::Applied;
-pub use raft_engine::env::{DefaultFileSystem, FileSystem};
+pub use raft_engine::env::{DefaultFileSystem, FileSystem, Handle as FileHandle, Permission, WriteExt};
 pub use shell::{HostHandle, start};
 pub use status::{LeaderInfo, PeerProgress, Role, Status};
 pub use transport::Transport;

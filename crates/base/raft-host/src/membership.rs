@@ -126,6 +126,8 @@ pub enum ConfChange {
     Promote(NodeId),
     /// Adds a member that votes at once.
     AddVoter(Peer),
+    /// Gives a member another address; nothing else changes.
+    Update(Peer),
     /// Removes a member, for ever: its id is never used again.
     Remove(NodeId),
     /// Several simple changes in one step.

@@ -39,16 +39,23 @@ where
     let (failed, failed_watch) = watch::channel(None);
     let mut leaders = BTreeMap::new();
     let mut watches = HashMap::new();
+    let mut memberships = BTreeMap::new();
+    let mut member_watches = HashMap::new();
     for id in ids {
         let (tx, rx) = watch::channel(LeaderInfo::default());
         leaders.insert(id, tx);
         watches.insert(id, rx);
+        let members = host.membership(id).cloned().unwrap_or_default();
+        let (tx, rx) = watch::channel(members);
+        memberships.insert(id, tx);
+        member_watches.insert(id, rx);
     }
     let owner = Owner {
         host,
         transport,
         receiver,
         leaders,
+        memberships,
         waiting: HashMap::new(),
         failed,
     };
@@ -60,6 +67,7 @@ where
         sender,
         next: AtomicU64::new(1),
         leaders: watches,
+        memberships: member_watches,
         failed: failed_watch,
     };
     Ok(HostHandle {
@@ -84,6 +92,7 @@ struct Inner {
     sender: SyncSender<Request>,
     next: AtomicU64,
     leaders: HashMap<GroupId, watch::Receiver<LeaderInfo>>,
+    memberships: HashMap<GroupId, watch::Receiver<Membership>>,
     failed: watch::Receiver<Option<Fatal>>,
 }
 
@@ -174,6 +183,11 @@ impl HostHandle {
         self.inner.leaders.get(&group).cloned()
     }
 
+    /// The members, as applied here, and their changes. `None` when the group does not run here.
+    pub fn membership(&self, group: GroupId) -> Option<watch::Receiver<Membership>> {
+        self.inner.memberships.get(&group).cloned()
+    }
+
     /// Hands a peer's message to the host. Returns false when it was dropped (queue full or host stopped), which
     /// Raft treats like a message lost on the way.
     pub fn step(&self, message: PeerMessage) -> bool {
@@ -217,6 +231,7 @@ struct Owner<F: FileSystem, T> {
     transport: T,
     receiver: Receiver<Request>,
     leaders: BTreeMap<GroupId, watch::Sender<LeaderInfo>>,
+    memberships: BTreeMap<GroupId, watch::Sender<Membership>>,
     waiting: HashMap<RequestId, Waiter>,
     failed: watch::Sender<Option<Fatal>>,
 }
@@ -298,6 +313,11 @@ impl<F: FileSystem, T: Transport> Owner<F, T> {
         }
         for message in output.messages {
             self.transport.send(message);
+        }
+        for (group, members) in output.memberships {
+            if let Some(watch) = self.memberships.get(&group) {
+                watch.send_replace(members);
+            }
         }
         for (group, info) in output.leaders {
             if let Some(watch) = self.leaders.get(&group) {

@@ -102,6 +102,11 @@ impl Outgoing {
         Ok(send)
     }
 
+    /// What it is a snapshot of.
+    pub(crate) fn index(&self) -> u64 {
+        self.head.snapshot.as_ref().map_or(0, |meta| meta.index)
+    }
+
     pub(crate) fn acknowledged(&mut self, ack: &SnapshotAck, now: u64) -> Outcome {
         if ack.transfer != self.transfer {
             return Outcome::Running;

@@ -36,7 +36,7 @@ pub struct PeerProgress {
     pub id: NodeId,
     /// The last entry it is known to have on disk.
     pub matched: u64,
-    /// It answered within the last election time-out.
+    /// Something came from it within the last election time-out.
     pub active: bool,
     /// It is being sent a snapshot.
     pub snapshot: bool,

@@ -1,6 +1,6 @@
 //! The `[chainfire]` table.
 
-use std::{collections::BTreeSet, net::SocketAddr};
+use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf};
 
 use hearth_service::config::{ServiceConfig, TlsConfig};
 use raft_host::NodeId;
@@ -37,8 +37,31 @@ pub struct Chainfire {
     /// collect before the older ones are dropped.
     #[serde(default = "default_keep_log_entries")]
     pub keep_log_entries: u64,
-    /// The whole initial cluster, this member included; the same on all members.
+    /// Whether this member begins a cluster together with the others in `members`, or joins one that runs. Only looked
+    /// at when there is no data yet.
+    #[serde(default)]
+    pub initial_cluster_state: InitialState,
+    /// SHA-256 of the token that a joining member must show, in hex; without it the certificate alone decides. The
+    /// token must be random (16 bytes or more).
+    #[serde(default)]
+    pub join_token_sha256: Option<String>,
+    /// File with the token, on a member that joins; not needed any more when it has joined.
+    #[serde(default)]
+    pub join_token_file: Option<PathBuf>,
+    /// State `new`: the whole initial cluster, this member included; the same on all members. State `existing`: this
+    /// member and some of those that run. Once there is data, the cluster knows its members itself (`member list`).
     pub members: Vec<Member>,
+}
+
+/// How a member without data begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InitialState {
+    /// It is one of the first members of a new cluster.
+    #[default]
+    New,
+    /// It was added to a cluster that runs, and asks there for its id.
+    Existing,
 }
 
 /// One member.
@@ -66,6 +89,15 @@ pub enum ConfigProblem {
     /// Two members share a name.
     #[error("[[chainfire.members]] lists `{0}` twice; names are unique")]
     Twice(String),
+    /// Nobody to ask.
+    #[error(
+        "[chainfire] initial_cluster_state is `existing`, but [[chainfire.members]] lists nobody else; list some \
+         members that run"
+    )]
+    Alone,
+    /// The token's digest is no digest.
+    #[error("[chainfire] join_token_sha256 is not a SHA-256 digest in hex; make it with `sha256sum`")]
+    Digest,
 }
 
 impl Chainfire {
@@ -80,10 +112,24 @@ impl Chainfire {
         if !names.contains(&self.member) {
             return Err(ConfigProblem::Unlisted(self.member.clone()));
         }
+        if self.initial_cluster_state == InitialState::Existing && names.len() == 1 {
+            return Err(ConfigProblem::Alone);
+        }
+        let is_digest = |text: &String| text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
+        if !self.join_token_sha256.as_ref().is_none_or(is_digest) {
+            return Err(ConfigProblem::Digest);
+        }
         Ok(())
     }
 
-    /// The id of the member with this name: derived, so that all members agree on it without asking.
+    /// A member's address as tools connect to it: plain text where it is served, TLS otherwise.
+    pub(crate) fn client_url(&self, address: &str) -> String {
+        let scheme = if self.plaintext_loopback { "http" } else { "https" };
+        format!("{scheme}://{address}")
+    }
+
+    /// The id of a first member with this name: derived, so that all members agree on it without asking. Members that
+    /// are added later get random ones.
     pub fn node_id(&self, name: &str) -> NodeId {
         fnv(&[self.cluster.as_bytes(), b"/", name.as_bytes()])
     }
@@ -122,6 +168,9 @@ mod tests {
             listen_peer: SocketAddr::from(([127, 0, 0, 1], 0)),
             plaintext_loopback: false,
             keep_log_entries: default_keep_log_entries(),
+            initial_cluster_state: InitialState::New,
+            join_token_sha256: None,
+            join_token_file: None,
             members: names.iter().map(member).collect(),
         }
     }
@@ -137,6 +186,18 @@ mod tests {
             config(&["one", "two", "two"]).check(),
             Err(ConfigProblem::Twice("two".into()))
         );
+    }
+
+    #[test]
+    fn joining_needs_somebody_to_ask_and_a_digest_is_a_digest() {
+        let mut alone = config(&["one"]);
+        alone.initial_cluster_state = InitialState::Existing;
+        assert_eq!(alone.check(), Err(ConfigProblem::Alone));
+        let mut token = config(&["one"]);
+        token.join_token_sha256 = Some("secret".into());
+        assert_eq!(token.check(), Err(ConfigProblem::Digest));
+        token.join_token_sha256 = Some("ab".repeat(32));
+        assert_eq!(token.check(), Ok(()));
     }
 
     #[test]

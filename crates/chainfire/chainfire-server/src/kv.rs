@@ -78,6 +78,9 @@ impl Kv for KvService {
         let range = convert::range(message).map_err(status)?;
         check::range(&range).map_err(status)?;
         caller.read(&range.keys).map_err(status)?;
+        if !serializable && self.node.is_learner() {
+            return Err(status(OpError::NotSupportedForLearner));
+        }
         if !serializable {
             self.node.read_barrier().await.map_err(status)?;
         }

@@ -32,8 +32,10 @@ mod lease;
 mod lessor;
 mod machine;
 mod maintenance;
+mod members;
 mod metrics;
 mod node;
+mod outbox;
 mod peers;
 mod record;
 #[cfg(feature = "simulation")]
@@ -44,5 +46,5 @@ mod storage;
 mod watch;
 mod wire;
 
-pub use config::{Chainfire, Config, ConfigProblem, Member};
-pub use start::{ServerError, run};
+pub use config::{Chainfire, Config, ConfigProblem, InitialState, Member};
+pub use start::{ServerError, run, run_on};

@@ -21,6 +21,7 @@ use crate::{
     clock::Clock,
     convert,
     leading::Leading,
+    members::table::MemberTable,
     record::{LogBody, LogRecord, MetaRecord, ReplyBody, ReplyRecord},
     storage::{EngineStore, StorageError, Tables},
 };
@@ -42,6 +43,7 @@ pub(crate) struct Shared {
     /// The newest revision whose changes are in the ring.
     revision: watch::Sender<i64>,
     leading: Mutex<Option<Leading>>,
+    members: RwLock<MemberTable>,
     /// The set of leases changed.
     pub(crate) leases_changed: Notify,
     pub(crate) tables: Tables,
@@ -64,6 +66,15 @@ impl Shared {
 
     pub(crate) fn leading(&self) -> MutexGuard<'_, Option<Leading>> {
         self.leading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is known of every id that was ever a member's.
+    pub(crate) fn members(&self) -> RwLockReadGuard<'_, MemberTable> {
+        self.members.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn members_mut(&self) -> RwLockWriteGuard<'_, MemberTable> {
+        self.members.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn revisions(&self) -> watch::Receiver<i64> {
@@ -114,6 +125,7 @@ impl Machine {
             revision: watch::Sender::new(revision),
             store: RwLock::new(store),
             leading: Mutex::new(None),
+            members: RwLock::new(tables.members()?),
             leases_changed: Notify::new(),
             tables,
             clock,
@@ -154,13 +166,27 @@ fn load(tables: &Tables) -> Result<(Store<EngineStore>, u64), StorageError> {
     })
 }
 
-/// Applies one entry; `None` for entries without effect.
+/// What one entry does.
+enum Effect {
+    Nothing,
+    /// Something about members.
+    Members(ReplyBody),
+    Command(Applied),
+}
+
+/// Applies one entry.
 fn apply_entry(
     store: &mut Store<EngineStore>,
+    members: &mut MemberTable,
     entry: &Committed<'_>,
-) -> Result<Option<Applied>, MachineError> {
-    let Payload::Command(bytes) = entry.payload else {
-        return Ok(None);
+) -> Result<Effect, MachineError> {
+    let bytes = match entry.payload {
+        Payload::Command(bytes) => bytes,
+        Payload::Noop => return Ok(Effect::Nothing),
+        Payload::Membership(membership) => {
+            store.storage_mut().put_members(members.changed(membership));
+            return Ok(Effect::Nothing);
+        }
     };
     let record = LogRecord::decode(bytes).map_err(|error| {
         format!(
@@ -177,8 +203,20 @@ fn apply_entry(
     if let LogBody::Expire(expire) = &body
         && expire.term != entry.term
     {
-        return Ok(None);
+        return Ok(Effect::Nothing);
     }
+    let body = match body {
+        LogBody::Members(change) => {
+            return Ok(Effect::Members(match members.apply(change) {
+                Ok(writes) => {
+                    store.storage_mut().put_members(writes);
+                    ReplyBody::Done(store.revision())
+                }
+                Err(refusal) => ReplyBody::refused(refusal),
+            }));
+        }
+        body => body,
+    };
     let command = convert::command(body)
         .map_err(|error| format!("log entry {} is not a valid command: {error}", entry.index))?;
     let applied = store.apply(&command)?;
@@ -188,7 +226,7 @@ fn apply_entry(
     for id in &applied.ended {
         store.storage_mut().delete_lease(*id);
     }
-    Ok(Some(applied))
+    Ok(Effect::Command(applied))
 }
 
 fn encode_reply(reply: Reply, revision: i64) -> Bytes {
@@ -220,10 +258,12 @@ impl StateMachine for Machine {
         let mut replies = Vec::with_capacity(entries.len());
         let (mut changes, mut granted, mut ended) = (Vec::new(), Vec::new(), Vec::new());
         let mut store = self.shared.store_mut();
+        let mut members = self.shared.members_mut();
         for entry in entries {
-            replies.push(match apply_entry(&mut store, entry)? {
-                None => Bytes::new(),
-                Some(applied) => {
+            replies.push(match apply_entry(&mut store, &mut members, entry)? {
+                Effect::Nothing => Bytes::new(),
+                Effect::Members(body) => ReplyRecord { body: Some(body) }.encode_to_vec().into(),
+                Effect::Command(applied) => {
                     changes.extend(applied.changes);
                     granted.extend(applied.granted);
                     ended.extend(applied.ended);
@@ -239,6 +279,7 @@ impl StateMachine for Machine {
             compacted: store.compacted(),
         };
         store.storage_mut().commit(&meta)?;
+        drop(members);
         drop(store);
         self.note_leases(&granted, &ended);
         self.shared.publish(changes, revision);
@@ -274,6 +315,7 @@ impl StateMachine for Machine {
             return Err(format!("the snapshot of entry {index} holds the state of entry {applied}").into());
         }
         let revision = restored.revision();
+        *self.shared.members_mut() = tables.members()?;
         *store = restored;
         drop(store);
         self.applied = applied;

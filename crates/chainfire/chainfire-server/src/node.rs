@@ -13,7 +13,7 @@ use chainfire_client::wire::etcdserverpb as pb;
 use chainfire_core::{Code, OpError, Range, RangeOutcome, storage::RevisionReader};
 use hearth_service::tasks::Tasks;
 use prost::Message;
-use raft_host::{GroupId, HostHandle, LeaderInfo, NodeId, ProposeError, ReadError, Role};
+use raft_host::{GroupId, HostHandle, LeaderInfo, Membership, NodeId, ProposeError, ReadError, Role};
 use tokio::{
     sync::watch,
     time::{Instant, sleep, timeout_at},
@@ -23,7 +23,7 @@ use tonic::{Status, metadata::MetadataMap};
 use crate::{
     config::Chainfire,
     machine::Shared,
-    peers::PeerClients,
+    outbox::Peers,
     record::{LogBody, LogRecord, ReplyBody, ReplyRecord},
 };
 
@@ -57,7 +57,9 @@ pub(crate) struct Inner {
     pub(crate) shared: Arc<Shared>,
     pub(crate) raft: HostHandle,
     pub(crate) leader: watch::Receiver<LeaderInfo>,
-    pub(crate) peers: PeerClients,
+    /// Raft's configuration, as applied here.
+    pub(crate) membership: watch::Receiver<Membership>,
+    pub(crate) peers: Peers,
     pub(crate) tasks: Tasks,
     pub(crate) no_space: AtomicBool,
 }
@@ -105,6 +107,12 @@ impl Node {
 
     pub(crate) fn leads(&self) -> bool {
         self.leader_info().role == Role::Leader
+    }
+
+    /// Whether this member only learns: it may lag, and serves what says so.
+    pub(crate) fn is_learner(&self) -> bool {
+        let membership = self.membership.borrow();
+        membership.get(self.id).is_some_and(|member| member.learner)
     }
 
     /// Fails at once for callers that said so when there is no leader.

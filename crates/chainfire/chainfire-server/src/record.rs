@@ -5,10 +5,12 @@ use bytes::Bytes;
 use chainfire_client::wire::etcdserverpb as pb;
 use chainfire_core::{Event, EventKind, KeyValue, OpError, Point, error};
 
+use crate::members::table::MembersEntry;
+
 /// A command in the log.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct LogRecord {
-    #[prost(oneof = "LogBody", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "LogBody", tags = "1, 2, 3, 4, 5, 6, 7, 11")]
     pub(crate) body: Option<LogBody>,
 }
 
@@ -28,6 +30,8 @@ pub(crate) enum LogBody {
     Revoke(pb::LeaseRevokeRequest),
     #[prost(message, tag = "7")]
     Expire(ExpireLeases),
+    #[prost(message, tag = "11")]
+    Members(MembersEntry),
 }
 
 /// Leases that ran out by the clock of the leader of `term`. In another term it is void: the next leader has given

@@ -1,19 +1,19 @@
 //! Bringing a member up: ports first, then the state, then Raft, then the services.
 
-use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc};
 
+use axum::middleware;
 use chainfire_client::wire::etcdserverpb::{
     cluster_server::ClusterServer, kv_server::KvServer, lease_server::LeaseServer,
     maintenance_server::MaintenanceServer, watch_server::WatchServer,
 };
 use hearth_service::{
-    client::AddressError,
     health::{self, Health},
     server::{BindError, Listener, ServeOptions, serve},
     tasks::{Kind, Tasks},
     tls::{ClientAuth, Identity, TlsError},
 };
-use raft_host::{DefaultFileSystem, GroupConfig, HostConfig, HostHandle, OpenError, Peer, Transport};
+use raft_host::{DefaultFileSystem, FileSystem, GroupConfig, HostConfig, HostHandle, OpenError, Transport};
 use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 
@@ -26,22 +26,27 @@ use crate::{
     lessor::Lessor,
     machine::{Machine, Shared},
     maintenance::MaintenanceService,
+    members::{
+        begin::{self, Begun},
+        change::Changer,
+        handover,
+        identity::MemberFile,
+        learner, publish,
+        table::LEVEL,
+    },
     metrics,
     node::{GROUP, Inner, MAX_MESSAGE_BYTES, Node},
-    peers::{MAX_FRAME_BYTES, MEMBER_IDENTITY, Outbox, PeerClients, PeerService, deliver_in},
+    outbox::{MAX_FRAME_BYTES, Outbox, Peers},
+    peers::{MEMBER_IDENTITY, PeerService},
     storage::StorageError,
     watch::WatchService,
-    wire::peer_server::PeerServer,
+    wire::{Sender, peer_server::PeerServer},
 };
 
 /// Connections of clients at once.
 const MAX_CLIENTS: usize = 4096;
 /// Connections of members at once.
 const MAX_PEERS: usize = 64;
-/// Folder of the Raft log within the data folder.
-const LOG_DIR: &str = "raft";
-/// Folder of the state within the data folder.
-const STATE_DIR: &str = "state";
 
 /// Why a member cannot start, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -61,13 +66,48 @@ pub enum ServerError {
     /// A port is taken.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// A member's address is unusable.
-    #[error("the address of a member cannot be used")]
-    Address(#[from] AddressError),
-    /// The data folder cannot be made.
-    #[error("cannot make the folder `{path}`; see to its permissions and the disk")]
-    Folder {
+    /// Nobody has added this member.
+    #[error(
+        "the cluster has no member with the peer address {peer}: add it first, on a machine that reaches a member, with \
+         `etcdctl member add {member} --peer-urls=https://{peer}` or `hearth chainfire member add {member} \
+         --peer-urls=https://{peer}`, then start this one again"
+    )]
+    NotAdded {
+        /// Its name.
+        member: String,
+        /// Its address.
+        peer: String,
+    },
+    /// The cluster could not be joined.
+    #[error("the cluster could not be joined: {0}")]
+    Unjoined(String),
+    /// The member was removed.
+    #[error(
+        "this member was removed from the cluster, for ever: delete its data folder, add it again as a new member \
+         (`etcdctl member add`), and start it with initial_cluster_state = \"existing\""
+    )]
+    Removed,
+    /// The log is not the one that the cluster knows.
+    #[error(
+        "the disk of this member is not the one that the cluster knows: its Raft log was lost, and with it the votes that \
+         it gave. It must not come back under its old id: remove the member (`etcdctl member remove`), delete its data \
+         folder, add it again (`etcdctl member add`), and start it with initial_cluster_state = \"existing\""
+    )]
+    LostDisk,
+    /// The data folder belongs to somebody else.
+    #[error(
+        "the data folder `{dir}` belongs to another cluster than `{cluster}`; correct data_dir or cluster"
+    )]
+    OtherCluster {
         /// The folder.
+        dir: PathBuf,
+        /// The cluster of the configuration.
+        cluster: String,
+    },
+    /// A folder or file of the data folder cannot be made or read.
+    #[error("cannot make or read `{path}`; see to its permissions and the disk")]
+    Folder {
+        /// The folder or file.
         path: PathBuf,
         /// What the system says.
         source: std::io::Error,
@@ -91,6 +131,17 @@ impl From<StorageError> for ServerError {
 /// # Errors
 /// [`ServerError`] when it cannot start. What goes wrong later is the failure of a critical task of the group.
 pub async fn run(config: Config, tasks: Tasks) -> Result<(), ServerError> {
+    run_on(config, tasks, Arc::new(DefaultFileSystem)).await
+}
+
+/// The same, with the Raft log on a file system that is given: tests make it slow, or fail.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_on<F>(config: Config, tasks: Tasks, file_system: Arc<F>) -> Result<(), ServerError>
+where
+    F: FileSystem + 'static,
+{
     config.chainfire.check()?;
     let identity = Identity::load(&config.tls)?;
     let found = identity.own().path;
@@ -101,15 +152,25 @@ pub async fn run(config: Config, tasks: Tasks) -> Result<(), ServerError> {
     let client_port = Listener::bind(config.chainfire.listen_client).await?;
     let peer_port = Listener::bind(config.chainfire.listen_peer).await?;
 
-    let own = config.chainfire.node_id(&config.chainfire.member);
-    let peers = PeerClients::new(&config.chainfire, own, &identity)?;
-    let (outbox, queues) = Outbox::new(&peers);
-    let (raft, shared) = open(&config, own, outbox).await?;
-    deliver_in(&tasks, &peers, queues, &raft);
-
-    let leader = raft
-        .leader(GROUP)
-        .ok_or_else(|| ServerError::State("the group does not run".to_owned()))?;
+    let begun = begin::begin(&config, &identity).await?;
+    let own = begun.file.id;
+    let sender = Sender {
+        cluster: config.chainfire.cluster_id(),
+        member: own,
+        disk: begun.disk,
+        level: LEVEL,
+    };
+    let peers = Peers::new(sender, identity.clone());
+    let (raft, shared) = open(&config, &begun, Outbox(peers.clone()), file_system).await?;
+    let no_group = || ServerError::State("the group does not run".to_owned());
+    let leader = raft.leader(GROUP).ok_or_else(no_group)?;
+    let membership = raft.membership(GROUP).ok_or_else(no_group)?;
+    let joining = membership.borrow().members.is_empty();
+    if joining {
+        // Until the first snapshot has come, nothing here says who the members are.
+        let members = begin::others(&config, &identity, &begun).await?;
+        peers.set(&members, &raft, &shared, &tasks);
+    }
     let node = Node::new(Inner {
         id: own,
         config: config.chainfire.clone(),
@@ -117,35 +178,33 @@ pub async fn run(config: Config, tasks: Tasks) -> Result<(), ServerError> {
         shared,
         raft: raft.clone(),
         leader,
+        membership,
         peers,
         tasks: tasks.clone(),
         no_space: false.into(),
     });
     let lessor = Lessor::new(node.clone());
+    let changer = Changer::new(node.clone());
     let health = Health::new(&config.service.name);
     let (reporter, grpc_health) = tonic_health::server::health_reporter();
     supervise(&tasks, &node, &lessor, &health, &reporter);
+    supervise_membership(&tasks, &node, begun.file);
 
     let options = ServeOptions {
         tls: Some((identity.clone(), ClientAuth::Required)),
         plaintext_loopback: config.chainfire.plaintext_loopback,
         max_connections: MAX_CLIENTS,
     };
-    let router = client_routes(&node, &lessor)
+    let router = client_routes(&node, &lessor, &changer)
         .add_service(grpc_health)
         .into_axum_router()
-        .merge(health::router(health));
+        .merge(health::router(health))
+        .layer(middleware::from_fn_with_state(node.clone(), learner::refuse));
     let client_tasks = tasks.clone();
     tasks.spawn("client port", Kind::Critical, async move {
         Ok(serve(client_port, router, options, client_tasks).await?)
     });
-    let members: BTreeSet<_> = config
-        .chainfire
-        .members
-        .iter()
-        .map(|member| config.chainfire.node_id(&member.name))
-        .collect();
-    let service = PeerService::new(members, raft, lessor);
+    let service = PeerService::new(node, lessor, changer);
     let service = PeerServer::new(service).max_decoding_message_size(MAX_FRAME_BYTES);
     let router = Routes::new(service).into_axum_router();
     let options = ServeOptions {
@@ -156,39 +215,33 @@ pub async fn run(config: Config, tasks: Tasks) -> Result<(), ServerError> {
     tasks.spawn("peer port", Kind::Critical, async move {
         Ok(serve(peer_port, router, options, peer_tasks).await?)
     });
-    tracing::info!(member = config.chainfire.member, id = own, "chainfire serves");
+    tracing::info!(
+        member = config.chainfire.member,
+        id = own,
+        joining,
+        "chainfire serves"
+    );
     Ok(())
 }
 
 /// Opens state and log; both may replay for a while, so not on the runtime's threads.
-async fn open<T: Transport + 'static>(
+async fn open<T: Transport + 'static, F: FileSystem + 'static>(
     config: &Config,
-    own: u64,
+    begun: &Begun,
     transport: T,
+    file_system: Arc<F>,
 ) -> Result<(HostHandle, Arc<Shared>), ServerError> {
     let data_dir = config.service.data_dir.clone();
     let keep_entries = config.chainfire.keep_log_entries;
-    let initial = config
-        .chainfire
-        .members
-        .iter()
-        .map(|member| Peer {
-            id: config.chainfire.node_id(&member.name),
-            address: member.peer.clone(),
-        })
-        .collect();
+    let own = begun.file.id;
+    let initial = begin::initial(&config.chainfire, begun);
     let opened = tokio::task::spawn_blocking(move || {
-        let (log_dir, state_dir) = (data_dir.join(LOG_DIR), data_dir.join(STATE_DIR));
-        for path in [&data_dir, &state_dir] {
-            std::fs::create_dir_all(path).map_err(|source| ServerError::Folder {
-                path: path.clone(),
-                source,
-            })?;
-        }
+        let state_dir = data_dir.join(begin::STATE_DIR);
+        begin::folder(&state_dir)?;
         let (machine, shared) = Machine::on_disk(&state_dir)?;
         let host = HostConfig {
             node: own,
-            log_dir,
+            log_dir: data_dir.join(begin::LOG_DIR),
             incarnation: rand::random(),
             seed: rand::random(),
             keep_entries,
@@ -200,7 +253,7 @@ async fn open<T: Transport + 'static>(
             initial,
             machine: Box::new(machine),
         };
-        let raft = raft_host::start(host, Arc::new(DefaultFileSystem), transport, vec![group])?;
+        let raft = raft_host::start(host, file_system, transport, vec![group])?;
         Ok((raft, shared))
     });
     opened
@@ -208,13 +261,41 @@ async fn open<T: Transport + 'static>(
         .unwrap_or_else(|error| Err(ServerError::State(format!("opening it failed: {error}"))))
 }
 
-fn client_routes(node: &Node, lessor: &Lessor) -> Routes {
+/// The tasks that keep this member in step with the cluster's membership.
+fn supervise_membership(tasks: &Tasks, node: &Node, file: MemberFile) {
+    let (follower, stop) = (node.clone(), tasks.clone());
+    tasks.spawn("peers", Kind::Critical, async move {
+        let changes = follower.membership.clone();
+        let (raft, shared) = (&follower.raft, &follower.shared);
+        follower.peers.follow(changes, raft, shared, &stop).await;
+        Ok(())
+    });
+    let teller = node.clone();
+    tasks.spawn("publish", Kind::Critical, async move {
+        publish::run(&teller).await;
+        Ok(())
+    });
+    let leader = node.clone();
+    tasks.spawn("slow disk", Kind::Critical, async move {
+        handover::run(&leader).await;
+        Ok(())
+    });
+    let member = node.clone();
+    tasks.spawn("membership", Kind::Critical, async move {
+        Ok(begin::until_out(&member, file).await?)
+    });
+}
+
+fn client_routes(node: &Node, lessor: &Lessor, changer: &Changer) -> Routes {
     let kv = KvServer::new(KvService::new(node.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let lease = LeaseService::new(node.clone(), lessor.clone());
     Routes::new(kv)
         .add_service(WatchServer::new(WatchService::new(node.clone())))
         .add_service(LeaseServer::new(lease))
-        .add_service(ClusterServer::new(ClusterService::new(node.clone())))
+        .add_service(ClusterServer::new(ClusterService::new(
+            node.clone(),
+            changer.clone(),
+        )))
         .add_service(MaintenanceServer::new(MaintenanceService::new(node.clone())))
 }
 

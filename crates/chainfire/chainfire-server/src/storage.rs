@@ -10,7 +10,10 @@ use chainfire_core::{
 use kv_engine::{Batch, Engine, EngineError, Keyspace, Snapshot};
 use prost::Message;
 
-use crate::record::{EventRecord, META_KEY, MetaRecord, key_point, point_key};
+use crate::{
+    members::table::{MemberTable, Write},
+    record::{EventRecord, META_KEY, MetaRecord, key_point, point_key},
+};
 
 /// Why storage failed.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +33,7 @@ pub(crate) struct Tables {
     revisions: Keyspace,
     leases: Keyspace,
     meta: Keyspace,
+    members: Keyspace,
 }
 
 impl Tables {
@@ -37,17 +41,21 @@ impl Tables {
         let revisions = engine.keyspace("revisions")?;
         let leases = engine.keyspace("leases")?;
         let meta = engine.keyspace("meta")?;
+        let members = engine.keyspace("members")?;
         Ok(Tables {
             engine,
             revisions,
             leases,
             meta,
+            members,
         })
     }
 
     /// All of them, for snapshots of the state.
     pub(crate) fn all(&self) -> Vec<Keyspace> {
-        vec![self.revisions.clone(), self.leases.clone(), self.meta.clone()]
+        [&self.revisions, &self.leases, &self.meta, &self.members]
+            .map(Keyspace::clone)
+            .into()
     }
 
     pub(crate) fn meta(&self) -> Result<Option<MetaRecord>, StorageError> {
@@ -58,6 +66,16 @@ impl Tables {
             what: "the applied index".into(),
         })?;
         Ok(Some(meta))
+    }
+
+    pub(crate) fn members(&self) -> Result<MemberTable, StorageError> {
+        let all = (Bound::Unbounded, Bound::Unbounded);
+        let pairs: Vec<_> = self
+            .engine
+            .snapshot()?
+            .range(&self.members, all)?
+            .collect::<Result<_, _>>()?;
+        MemberTable::load(pairs.into_iter())
     }
 
     pub(crate) fn leases(&self) -> Result<Vec<(i64, i64)>, StorageError> {
@@ -136,6 +154,13 @@ impl EngineStore {
             tables,
             staged: BTreeMap::new(),
             batch: Batch::new(),
+        }
+    }
+
+    /// Notes what changed about members.
+    pub(crate) fn put_members(&mut self, writes: Vec<Write>) {
+        for (key, value) in writes {
+            self.batch.put(&self.tables.members, key, value);
         }
     }
 

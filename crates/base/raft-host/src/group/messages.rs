@@ -14,6 +14,9 @@ use crate::{Fatal, NodeId};
 impl<F: FileSystem> Group<F> {
     pub(crate) fn peer(&mut self, message: PeerMessage, now: u64, out: &mut Output) -> Result<(), Fatal> {
         let from = message.from;
+        if self.membership().get(from).is_some() {
+            self.heard.insert(from, now);
+        }
         match message.body {
             Some(Body::Raft(raft)) => match convert::from_wire(from, self.config.node, raft) {
                 Ok(message) => self.step(message),
@@ -103,14 +106,17 @@ impl<F: FileSystem> Group<F> {
                 Ok(chunks) => self.send_chunks(from, chunks, out),
                 Err(e) => return Err(self.fatal("reading a snapshot", &e)),
             },
-            outcome => self.end_transfer(from, outcome),
+            outcome => self.end_transfer(from, outcome, now),
         }
         Ok(())
     }
 
-    fn end_transfer(&mut self, to: NodeId, outcome: Outcome) {
-        self.outgoing.remove(&to);
+    fn end_transfer(&mut self, to: NodeId, outcome: Outcome, now: u64) {
+        let ended = self.outgoing.remove(&to);
         let finished = outcome == Outcome::Finished;
+        if let Some(ended) = ended.filter(|_| finished) {
+            self.catching_up.insert(to, (ended.index(), now));
+        }
         let status = if finished {
             SnapshotStatus::Finish
         } else {
@@ -132,7 +138,7 @@ impl<F: FileSystem> Group<F> {
             };
             if outcome == Outcome::Failed {
                 tracing::warn!(group = self.id, peer, "a snapshot could not be sent");
-                self.end_transfer(peer, outcome);
+                self.end_transfer(peer, outcome, now);
             }
             self.send_chunks(peer, chunks, out);
         }

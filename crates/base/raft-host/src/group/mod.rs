@@ -23,6 +23,8 @@ use crate::{
 const MAX_INFLIGHT_MESSAGES: usize = 128;
 /// Bytes of entries that a leader holds uncommitted before it drops proposals.
 const MAX_UNCOMMITTED_BYTES: u64 = 256 << 20;
+/// Ticks without progress after which nothing more is kept for a member that got a snapshot.
+const CATCH_UP_TICKS: u64 = 600;
 /// Bytes of committed entries applied in one pass.
 const MAX_APPLY_BYTES: u64 = 16 << 20;
 
@@ -40,6 +42,10 @@ pub(crate) struct Group<F: FileSystem> {
     transfers: Vec<(RequestId, NodeId, u64)>,
     outgoing: BTreeMap<NodeId, Outgoing>,
     arrivals: Arrivals,
+    /// When something came last from each member.
+    heard: BTreeMap<NodeId, u64>,
+    /// Members that got a snapshot and now need what came after it: how far they are, and since when.
+    catching_up: BTreeMap<NodeId, (u64, u64)>,
     /// A snapshot that was handed to the library and waits to be installed.
     received: Option<(Received, Membership)>,
     next_transfer: u64,
@@ -110,6 +116,8 @@ impl<F: FileSystem> Group<F> {
             transfers: Vec::new(),
             outgoing: BTreeMap::new(),
             arrivals: Arrivals::default(),
+            heard: BTreeMap::new(),
+            catching_up: BTreeMap::new(),
             received: None,
             next_transfer: 0,
             ready: None,
@@ -197,22 +205,25 @@ impl<F: FileSystem> Group<F> {
         });
     }
 
-    pub(crate) fn end_round(&mut self, log: &mut Log<F>, out: &mut Output) -> Result<bool, Fatal> {
+    pub(crate) fn end_round(&mut self, log: &mut Log<F>, now: u64, out: &mut Output) -> Result<bool, Fatal> {
         self.note_leader(out);
         for (id, index) in self.reads.done(self.applied) {
             out.replies.push(Reply::Read(id, Ok(index)));
         }
         let truncated = self.node.store().truncated();
-        if self.applied - truncated < self.config.compact_entries + self.config.keep_entries {
+        let unneeded = self.applied.saturating_sub(self.config.keep_entries);
+        if unneeded.saturating_sub(truncated) < self.config.compact_entries {
+            return Ok(false);
+        }
+        let unneeded = unneeded.min(self.held(log.used_bytes(), now));
+        if unneeded.saturating_sub(truncated) < self.config.compact_entries {
             return Ok(false);
         }
         let durable = self
             .machine
             .persist()
             .map_err(|e| self.fatal("syncing the state machine", &e))?;
-        let to = durable
-            .min(self.applied)
-            .min(self.applied - self.config.keep_entries);
+        let to = durable.min(unneeded);
         if to <= truncated {
             return Ok(false);
         }
@@ -223,7 +234,30 @@ impl<F: FileSystem> Group<F> {
         Ok(true)
     }
 
-    pub(crate) fn status(&self) -> Status {
+    /// The entry after which everything is kept for members that are catching up. Without it a member to which a large
+    /// snapshot is sent would find the log cut off behind that snapshot, and begin anew, for ever.
+    fn held(&mut self, log_bytes: u64, now: u64) -> u64 {
+        if !self.leads() || log_bytes > self.config.hold_log_bytes {
+            self.catching_up.clear();
+            return u64::MAX;
+        }
+        let enough = self.applied.saturating_sub(self.config.keep_entries);
+        let members = self.node.raft.prs();
+        self.catching_up.retain(|id, (matched, since)| {
+            let Some(progress) = members.get(*id) else {
+                return false;
+            };
+            if progress.matched > *matched {
+                (*matched, *since) = (progress.matched, now);
+            }
+            *matched < enough && now.saturating_sub(*since) < CATCH_UP_TICKS
+        });
+        let transfers = self.outgoing.values().map(Outgoing::index);
+        let matched = self.catching_up.values().map(|(matched, _)| *matched);
+        transfers.chain(matched).min().unwrap_or(u64::MAX)
+    }
+
+    pub(crate) fn status(&self, now: u64) -> Status {
         let raft = &self.node.raft;
         let leads = raft.state == StateRole::Leader;
         let mut progress: Vec<PeerProgress> = raft
@@ -233,7 +267,10 @@ impl<F: FileSystem> Group<F> {
             .map(|(id, p)| PeerProgress {
                 id: *id,
                 matched: p.matched,
-                active: p.recent_active,
+                active: self
+                    .heard
+                    .get(id)
+                    .is_some_and(|at| now.saturating_sub(*at) <= self.config.election_ticks as u64),
                 snapshot: self.outgoing.contains_key(id),
             })
             .collect();

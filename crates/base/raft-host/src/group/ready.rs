@@ -19,7 +19,7 @@ use crate::log::{Batch, Log};
 use crate::machine::{Committed, Payload};
 use crate::proposals::Origin;
 use crate::wire::MembershipRecord;
-use crate::{Applied, ConfChangeError, Fatal, Membership, Peer, ProposeError};
+use crate::{Applied, ConfChangeError, Fatal, GroupId, Membership, Peer, ProposeError};
 
 /// The library's membership change, decoded here so that nothing from a peer meets its parser.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -128,7 +128,7 @@ impl<F: FileSystem> Group<F> {
         for id in self.proposals.jumped(index) {
             out.replies.push(Reply::Proposed(id, Err(ProposeError::Unknown)));
         }
-        announce(&before, &membership, out);
+        announce(self.id, &before, membership, out);
         Ok(())
     }
 
@@ -201,7 +201,7 @@ impl<F: FileSystem> Group<F> {
                     .set_membership(&mut batch, entry.index, after.clone());
                 noted.map_err(|e| self.fatal("noting the members", &e))?;
                 log.commit(batch)?;
-                announce(&before, &after, out);
+                announce(self.id, &before, after.clone(), out);
                 Ok(after)
             }
         };
@@ -290,7 +290,7 @@ fn library_change(record: &ChangeRecord) -> (ConfChangeV2, Vec<Peer>) {
     (change, peers.collect())
 }
 
-fn announce(before: &Membership, after: &Membership, out: &mut Output) {
+fn announce(group: GroupId, before: &Membership, after: Membership, out: &mut Output) {
     for member in &after.members {
         if before.get(member.id) != Some(member) {
             out.addresses.push((member.id, Some(member.address.clone())));
@@ -301,4 +301,5 @@ fn announce(before: &Membership, after: &Membership, out: &mut Output) {
             out.addresses.push((member.id, None));
         }
     }
+    out.memberships.push((group, after));
 }

@@ -233,6 +233,19 @@ impl<F: FileSystem> Group<F> {
                 };
                 (kind, peer.id)
             }
+            ConfChange::Update(peer) => {
+                let Some(member) = members.get(peer.id) else {
+                    return invalid(format!("node {} is not a member", peer.id));
+                };
+                peers.push(peer.clone());
+                // To make a member what it is changes nothing in the library, and carries the address.
+                let kind = if member.learner {
+                    ConfChangeType::AddLearnerNode
+                } else {
+                    ConfChangeType::AddNode
+                };
+                (kind, peer.id)
+            }
             ConfChange::Promote(id) => {
                 if !members.get(*id).is_some_and(|m| m.learner) {
                     return invalid(format!("node {id} is not a learner"));

@@ -12,6 +12,8 @@
     reason = "tests"
 )]
 
+pub mod disk;
+
 use std::{
     net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
@@ -78,6 +80,23 @@ impl Member {
         (out.status.code(), String::from_utf8_lossy(&text).into_owned())
     }
 
+    /// Waits until its process has ended by itself; what it said.
+    pub async fn ended(&mut self) -> String {
+        let name = self.name.clone();
+        eventually(&format!("{name} ends"), async || {
+            self.child
+                .as_mut()
+                .is_none_or(|child| child.try_wait().unwrap().is_some())
+        })
+        .await;
+        self.child = None;
+        self.log()
+    }
+
+    pub fn runs(&self) -> bool {
+        self.child.is_some()
+    }
+
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.join("log")).unwrap_or_default()
     }
@@ -136,7 +155,43 @@ impl Cluster {
         cluster
     }
 
+    /// A member that is to join later: its folder and ports, not started.
+    pub fn spare(&mut self) -> usize {
+        let n = self.members.len();
+        let name = format!("m{n}");
+        let dir = self.dir.path().join(&name);
+        std::fs::create_dir(&dir).unwrap();
+        let ports = free_ports(2);
+        self.members.push(Member {
+            name,
+            client: format!("127.0.0.1:{}", ports[0]),
+            peer: format!("127.0.0.1:{}", ports[1]),
+            dir,
+            child: None,
+        });
+        n
+    }
+
+    /// Writes the configuration of a member that joins those that run.
+    pub fn configure_joining(&self, own: usize, more: &str) {
+        let tls = self.leaf("service/chainfire");
+        let more = format!("initial_cluster_state = \"existing\"\n{more}");
+        let listed = |n: &usize| *n == own || self.members[*n].runs();
+        let text = self.config_of(own, &tls, &more, (0..self.members.len()).filter(listed));
+        std::fs::write(self.members[own].dir.join("conf.toml"), text).unwrap();
+    }
+
     fn config(&self, own: usize, tls: &TlsConfig, more: &str) -> String {
+        self.config_of(own, tls, more, 0..self.members.len())
+    }
+
+    fn config_of(
+        &self,
+        own: usize,
+        tls: &TlsConfig,
+        more: &str,
+        listed: impl Iterator<Item = usize>,
+    ) -> String {
         let own = &self.members[own];
         let mut text = format!(
             "[service]\nname = \"{}\"\ndata_dir = \"{}\"\nlog_level = \"info\"\nshutdown_grace_s = 5\n\
@@ -152,7 +207,7 @@ impl Cluster {
             own.client,
             own.peer
         );
-        for member in &self.members {
+        for member in listed.map(|n| &self.members[n]) {
             text += &format!(
                 "[[chainfire.members]]\nname = \"{}\"\nclient = \"{}\"\npeer = \"{}\"\n",
                 member.name, member.client, member.peer
@@ -283,7 +338,9 @@ fn serve(path: &Path) -> Result<(), Box<dyn std::error::Error>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let tasks = hearth_service::tasks::Tasks::new();
-        chainfire_server::run(config, tasks.clone()).await?;
+        let fault = path.with_file_name(disk::FAULT);
+        let disk = std::sync::Arc::new(disk::FaultyDisk { fault });
+        chainfire_server::run_on(config, tasks.clone(), disk).await?;
         Ok(tasks.run_until_signal(grace).await?)
     })
 }
