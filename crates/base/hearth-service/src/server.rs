@@ -41,6 +41,8 @@ const MAX_DRAINED: usize = 64 * 1024;
 const DRAIN_BODY: Duration = Duration::from_millis(500);
 /// Concurrent HTTP/2 streams on one connection.
 const MAX_STREAMS: u32 = 4096;
+/// Bytes of a response that wait on one HTTP/2 stream for a client that does not read: what a stuck one costs.
+const MAX_SEND_BUFFER: usize = 64 << 10;
 /// Pause after a failed accept, so that a lack of file descriptors does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const TLS_HANDSHAKE_RECORD: u8 = 0x16;
@@ -222,6 +224,7 @@ where
         .max_concurrent_streams(MAX_STREAMS)
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20)
+        .max_send_buf_size(MAX_SEND_BUFFER)
         .keep_alive_interval(Duration::from_secs(20))
         .keep_alive_timeout(Duration::from_secs(20));
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);

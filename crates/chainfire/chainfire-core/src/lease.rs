@@ -1,5 +1,5 @@
-//! Leases and the keys that hang on them. When they run out is not part of the replicated state
-//! (see [`crate::timers`]).
+//! Leases and the keys that hang on them. When they run out is not part of the replicated state, but for what is
+//! left of those whose owners seem gone (see [`crate::timers`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,6 +17,8 @@ pub const MIN_LEASE_TTL_S: i64 = 2;
 pub struct Lease {
     /// Seconds it lives after each renewal.
     pub ttl_s: i64,
+    /// Seconds that the next leader gives it; 0: all of them.
+    pub remaining_s: i64,
     /// Its keys.
     pub keys: BTreeSet<Bytes>,
 }
@@ -44,6 +46,7 @@ impl Leases {
             id,
             Lease {
                 ttl_s,
+                remaining_s: 0,
                 keys: BTreeSet::new(),
             },
         );
@@ -51,14 +54,23 @@ impl Leases {
     }
 
     /// Puts back a lease from storage, without its keys (they come with the pairs).
-    pub(crate) fn restore(&mut self, id: i64, ttl_s: i64) {
+    pub(crate) fn restore(&mut self, id: i64, ttl_s: i64, remaining_s: i64) {
         self.leases.insert(
             id,
             Lease {
                 ttl_s,
+                remaining_s,
                 keys: BTreeSet::new(),
             },
         );
+    }
+
+    /// Stores how much time is left of a lease, or clears it (0). Id, time to live and remaining time, if there is such a
+    /// lease.
+    pub(crate) fn checkpoint(&mut self, id: i64, remaining_s: i64) -> Option<(i64, i64, i64)> {
+        let lease = self.leases.get_mut(&id)?;
+        lease.remaining_s = remaining_s.clamp(0, lease.ttl_s);
+        Some((id, lease.ttl_s, lease.remaining_s))
     }
 
     pub(crate) fn remove(&mut self, id: i64) -> Option<Lease> {

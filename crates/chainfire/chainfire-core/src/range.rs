@@ -48,6 +48,26 @@ impl KeyRange {
         self.end == End::Single
     }
 
+    /// The key that ends a range, exclusive; `None` when nothing does, and for a single key.
+    pub(crate) fn end_before(&self) -> Option<&Bytes> {
+        match &self.end {
+            End::Single | End::Unbounded => None,
+            End::Before(end) => Some(end),
+        }
+    }
+
+    /// The same range in memory of its own.
+    pub(crate) fn to_owned_bytes(&self) -> KeyRange {
+        let end = match &self.end {
+            End::Before(end) => End::Before(Bytes::copy_from_slice(end)),
+            other => other.clone(),
+        };
+        KeyRange {
+            start: Bytes::copy_from_slice(&self.start),
+            end,
+        }
+    }
+
     /// Its first key.
     pub fn start(&self) -> &Bytes {
         &self.start

@@ -229,6 +229,11 @@ pub enum Command {
         /// Its id.
         id: i64,
     },
+    /// Store what is left of leases for the next leader: ids and seconds; 0 clears. Unknown ids are skipped.
+    LeaseCheckpoint {
+        /// They.
+        leases: Vec<(i64, i64)>,
+    },
     /// End all leases that ran out, in one entry. Unknown ids are skipped.
     LeaseExpire {
         /// Their ids.
@@ -246,6 +251,7 @@ pub enum Reply {
     Compacted { revision: i64 },
     Granted { id: i64, ttl_s: i64 },
     Revoked,
+    Checkpointed,
     Expired { ended: u64 },
     Refused(OpError),
 }

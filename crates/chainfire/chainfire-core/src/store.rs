@@ -31,6 +31,8 @@ pub struct Applied {
     pub changes: Vec<(i64, Vec<Event>)>,
     /// Leases granted, with their time to live in seconds.
     pub granted: Option<(i64, i64)>,
+    /// Leases whose remaining time was stored or cleared: id, time to live, remaining time, in seconds.
+    pub checkpoints: Vec<(i64, i64, i64)>,
     /// Leases that ended.
     pub ended: Vec<i64>,
 }
@@ -129,21 +131,21 @@ impl<S: RevisionStore> Store<S> {
         }
     }
 
-    /// Rebuilds the state from storage and what was saved beside it: revision, compacted revision, leases (id and
-    /// time to live).
+    /// Rebuilds the state from storage and what was saved beside it: revision, compacted revision, leases (id, time to
+    /// live, remaining time).
     pub fn open(
         storage: S,
         revision: i64,
         compacted: i64,
-        leases: impl IntoIterator<Item = (i64, i64)>,
+        leases: impl IntoIterator<Item = (i64, i64, i64)>,
     ) -> Result<Store<S>, S::Error> {
         let mut store = Store {
             revision,
             compacted,
             ..Store::new(storage)
         };
-        for (id, ttl_s) in leases {
-            store.leases.restore(id, ttl_s);
+        for (id, ttl_s, remaining_s) in leases {
+            store.leases.restore(id, ttl_s, remaining_s);
         }
         let mut from = Point { main: 0, sub: 0 };
         loop {
@@ -305,6 +307,7 @@ impl<S: RevisionStore> Store<S> {
             reply: Reply::Revoked,
             changes: Vec::new(),
             granted: None,
+            checkpoints: Vec::new(),
             ended: Vec::new(),
         };
         let reply = match command {
@@ -329,6 +332,13 @@ impl<S: RevisionStore> Store<S> {
                 Ok(false) => Err(OpError::LeaseNotFound.into()),
                 Err(error) => Err(Failure::Storage(error)),
             },
+            Command::LeaseCheckpoint { leases } => {
+                let known = leases
+                    .iter()
+                    .filter_map(|(id, remaining_s)| self.leases.checkpoint(*id, *remaining_s));
+                applied.checkpoints.extend(known);
+                Ok(Reply::Checkpointed)
+            }
             Command::LeaseExpire { ids } => {
                 let mut ended = 0;
                 for id in ids {

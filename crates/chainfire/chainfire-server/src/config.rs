@@ -37,6 +37,15 @@ pub struct Chainfire {
     /// collect before the older ones are dropped.
     #[serde(default = "default_keep_log_entries")]
     pub keep_log_entries: u64,
+    /// Memory for recent changes that watchers share, bytes. Who lags further behind is caught up from storage.
+    #[serde(default = "default_watch_ring_bytes")]
+    pub watch_ring_bytes: usize,
+    /// Watchers of all clients of this member.
+    #[serde(default = "default_max_watchers")]
+    pub max_watchers: usize,
+    /// How often idle watchers that asked for it are told the progress, milliseconds; up to a tenth more is added.
+    #[serde(default = "default_watch_progress_notify_interval_ms")]
+    pub watch_progress_notify_interval_ms: u64,
     /// Whether this member begins a cluster together with the others in `members`, or joins one that runs. Only looked
     /// at when there is no data yet.
     #[serde(default)]
@@ -80,6 +89,22 @@ fn default_keep_log_entries() -> u64 {
     5_000
 }
 
+fn default_watch_ring_bytes() -> usize {
+    crate::machine::RING_BYTES
+}
+
+fn default_max_watchers() -> usize {
+    100_000
+}
+
+/// etcd's default.
+fn default_watch_progress_notify_interval_ms() -> u64 {
+    600_000
+}
+
+/// The shortest period of progress notifications (etcd's limit).
+const MIN_PROGRESS_NOTIFY_MS: u64 = 100;
+
 /// Why a configuration cannot work.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigProblem {
@@ -98,6 +123,11 @@ pub enum ConfigProblem {
     /// The token's digest is no digest.
     #[error("[chainfire] join_token_sha256 is not a SHA-256 digest in hex; make it with `sha256sum`")]
     Digest,
+    /// Progress notifications would follow each other too fast.
+    #[error(
+        "[chainfire] watch_progress_notify_interval_ms is {0}; at least {MIN_PROGRESS_NOTIFY_MS} is needed"
+    )]
+    ProgressInterval(u64),
 }
 
 impl Chainfire {
@@ -118,6 +148,10 @@ impl Chainfire {
         let is_digest = |text: &String| text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
         if !self.join_token_sha256.as_ref().is_none_or(is_digest) {
             return Err(ConfigProblem::Digest);
+        }
+        let progress_ms = self.watch_progress_notify_interval_ms;
+        if progress_ms < MIN_PROGRESS_NOTIFY_MS {
+            return Err(ConfigProblem::ProgressInterval(progress_ms));
         }
         Ok(())
     }
@@ -171,6 +205,9 @@ mod tests {
             initial_cluster_state: InitialState::New,
             join_token_sha256: None,
             join_token_file: None,
+            watch_ring_bytes: default_watch_ring_bytes(),
+            max_watchers: default_max_watchers(),
+            watch_progress_notify_interval_ms: default_watch_progress_notify_interval_ms(),
             members: names.iter().map(member).collect(),
         }
     }
@@ -186,6 +223,11 @@ mod tests {
             config(&["one", "two", "two"]).check(),
             Err(ConfigProblem::Twice("two".into()))
         );
+        let hasty = Chainfire {
+            watch_progress_notify_interval_ms: 99,
+            ..config(&["one"])
+        };
+        assert_eq!(hasty.check(), Err(ConfigProblem::ProgressInterval(99)));
     }
 
     #[test]

@@ -154,6 +154,9 @@ pub(crate) fn command(body: LogBody) -> Result<Command, OpError> {
             ttl_s: message.ttl,
         },
         LogBody::Revoke(message) => Command::LeaseRevoke { id: message.id },
+        LogBody::Checkpoint(message) => Command::LeaseCheckpoint {
+            leases: message.ids.into_iter().zip(message.remaining_s).collect(),
+        },
         LogBody::Expire(message) => Command::LeaseExpire { ids: message.ids },
         // These change no keys; the machine has taken them before it asks.
         LogBody::Members(_) => return Err(OpError::NotCapable),

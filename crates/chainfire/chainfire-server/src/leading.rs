@@ -4,19 +4,33 @@
 //!   elected ──barrier──> begin_leading ──> due / renew / remaining ... ──deposed──> end_leading
 //! ```
 //! Renewals and answers are given only after a barrier of the same term, by a member that still believes in it.
+//!
+//! Whoever calls [`Shared::due`] proposes what it says before it calls it again. So what stores remaining times and what
+//! clears them stand in the log in the order in which they were decided.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
-use chainfire_core::{OpError, timers::LeaseTimers};
+use chainfire_core::{
+    OpError,
+    timers::{LeaseTimers, Renewal},
+};
 use raft_host::{LeaderInfo, Role};
 
 use crate::{
     machine::Shared,
-    record::{ExpireLeases, LogBody},
+    record::{CheckpointLeases, ExpireLeases, LogBody},
 };
 
 /// Leases whose end is proposed in one entry.
-const EXPIRE_BATCH: usize = 1000;
+const EXPIRE_LEASES: usize = 500;
+/// Keys of theirs that are deleted in one entry; a lease with more goes alone.
+const EXPIRE_KEYS: usize = 500;
+/// Leases whose remaining time is stored in one entry.
+const CHECKPOINT_LEASES: usize = 5000;
+/// Pause between two such entries.
+const CHECKPOINT_PAUSE_MS: u64 = 1000;
+/// Leases of one entry that clears what is stored.
+const CLEAR_LEASES: usize = 5000;
 /// Longest wait for the next step: a bound on how late a missed wake-up is noticed.
 const MAX_WAIT: Duration = Duration::from_secs(60);
 
@@ -25,6 +39,10 @@ const MAX_WAIT: Duration = Duration::from_secs(60);
 pub(crate) struct Leading {
     pub(crate) term: u64,
     pub(crate) timers: LeaseTimers,
+    /// Leases whose owners are back: what is stored for them is to be cleared.
+    to_clear: BTreeSet<i64>,
+    /// No remaining times are stored before this.
+    checkpoint_at_ms: u64,
 }
 
 /// What the leader has to do about leases now.
@@ -32,7 +50,9 @@ pub(crate) struct Leading {
 pub(crate) enum Due {
     /// Propose the end of these, and look again.
     Expire(ExpireLeases),
-    /// Nothing will be due for so long, unless a lease is granted.
+    /// Propose to store or clear what is left of these, tell [`Shared::checkpointed`], and look again.
+    Checkpoint(CheckpointLeases),
+    /// Nothing will be due for so long, unless a lease is granted or is to be cleared.
     Wait(Duration),
 }
 
@@ -42,13 +62,62 @@ impl From<ExpireLeases> for LogBody {
     }
 }
 
+impl From<CheckpointLeases> for LogBody {
+    fn from(checkpoint: CheckpointLeases) -> LogBody {
+        LogBody::Checkpoint(checkpoint)
+    }
+}
+
+impl Leading {
+    fn clear(&self) -> Option<CheckpointLeases> {
+        let ids: Vec<i64> = self.to_clear.iter().take(CLEAR_LEASES).copied().collect();
+        (!ids.is_empty()).then(|| CheckpointLeases {
+            remaining_s: vec![0; ids.len()],
+            ids,
+            term: self.term,
+        })
+    }
+
+    fn checkpoint(&mut self, now_ms: u64) -> Option<CheckpointLeases> {
+        if now_ms < self.checkpoint_at_ms {
+            return None;
+        }
+        let leases = self.timers.checkpoint(now_ms, CHECKPOINT_LEASES);
+        if leases.is_empty() {
+            return None;
+        }
+        self.checkpoint_at_ms = now_ms + CHECKPOINT_PAUSE_MS;
+        let (ids, remaining_s) = leases.into_iter().unzip();
+        Some(CheckpointLeases {
+            ids,
+            remaining_s,
+            term: self.term,
+        })
+    }
+
+    fn next_ms(&self) -> Option<u64> {
+        let checkpoint = self.timers.next_checkpoint_ms();
+        let checkpoint = checkpoint.map(|at| at.max(self.checkpoint_at_ms));
+        [self.timers.next_deadline_ms(), checkpoint]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+}
+
 impl Shared {
-    /// This member leads `term`, and everything of earlier terms is applied: every lease gets its full time.
+    /// This member leads `term`, and everything of earlier terms is applied: every lease gets what is stored for it, or
+    /// its full time.
     pub(crate) fn begin_leading(&self, term: u64) {
         // Taken together: a lease granted between the two would have no timer.
         let store = self.store();
         let timers = LeaseTimers::start(store.leases(), self.now_ms());
-        *self.leading() = Some(Leading { term, timers });
+        *self.leading() = Some(Leading {
+            term,
+            timers,
+            to_clear: BTreeSet::new(),
+            checkpoint_at_ms: 0,
+        });
     }
 
     /// This member leads no more.
@@ -56,19 +125,25 @@ impl Shared {
         *self.leading() = None;
     }
 
-    /// Takes what ran out.
+    /// Takes what ran out, else what is to be stored or cleared.
     pub(crate) fn due(&self) -> Due {
         let now_ms = self.now_ms();
+        // In this order everywhere: store, then timers.
+        let store = self.store();
         let mut leading = self.leading();
         let Some(leading) = leading.as_mut() else {
             return Due::Wait(MAX_WAIT);
         };
-        let ids = leading.timers.expire(now_ms, EXPIRE_BATCH);
+        let keys = |id| store.leases().get(id).map_or(0, |lease| lease.keys.len());
+        let ids = leading.timers.expire(now_ms, EXPIRE_LEASES, EXPIRE_KEYS, keys);
         if !ids.is_empty() {
             let term = leading.term;
             return Due::Expire(ExpireLeases { ids, term });
         }
-        let wait = leading.timers.next_deadline_ms().map_or(MAX_WAIT, |next| {
+        if let Some(checkpoint) = leading.clear().or_else(|| leading.checkpoint(now_ms)) {
+            return Due::Checkpoint(checkpoint);
+        }
+        let wait = leading.next_ms().map_or(MAX_WAIT, |next| {
             Duration::from_millis(next.saturating_sub(now_ms) + 1)
         });
         Due::Wait(wait.min(MAX_WAIT))
@@ -82,34 +157,65 @@ impl Shared {
         }
     }
 
-    /// Renews a lease after a barrier; the seconds granted, 0 when there is no such lease.
-    pub(crate) fn renew(&self, id: i64, info: LeaderInfo) -> Result<i64, OpError> {
-        let ttl_s = self.ttl_while_leading(id, info)?;
-        let now_ms = self.now_ms();
+    /// The entry was applied: where it cleared something, the leases can be renewed. (One that was not applied may be in
+    /// the log nevertheless: its leases go on counting as stored, and clears are due again.)
+    pub(crate) fn checkpointed(&self, checkpoint: &CheckpointLeases) {
         let mut leading = self.leading();
-        let leading = leading.as_mut().ok_or(OpError::NotLeader)?;
-        Ok(ttl_s
-            .filter(|ttl_s| leading.timers.renew(id, *ttl_s, now_ms))
-            .unwrap_or(0))
+        let Some(leading) = leading.as_mut().filter(|leading| leading.term == checkpoint.term) else {
+            return;
+        };
+        for (id, remaining_s) in checkpoint.ids.iter().zip(&checkpoint.remaining_s) {
+            if *remaining_s == 0 {
+                leading.to_clear.remove(id);
+                leading.timers.cleared(*id);
+            }
+        }
+    }
+
+    /// Renews leases after a barrier: for each the seconds granted, 0 when there is no such lease, and `None` to ask
+    /// again: what is stored for it has to be cleared first, which is due now.
+    pub(crate) fn renew(&self, ids: &[i64], info: LeaderInfo) -> Result<Vec<Option<i64>>, OpError> {
+        let now_ms = self.now_ms();
+        let store = self.store();
+        let mut leading = self.leading();
+        let leading = leading
+            .as_mut()
+            .filter(|leading| info.role == Role::Leader && leading.term == info.term)
+            .ok_or(OpError::NotLeader)?;
+        let mut clears = false;
+        let answers = ids
+            .iter()
+            .map(|id| {
+                let Some(lease) = store.leases().get(*id) else {
+                    return Some(0);
+                };
+                match leading.timers.renew(*id, now_ms) {
+                    Renewal::Renewed => Some(lease.ttl_s),
+                    Renewal::Unknown => Some(0),
+                    Renewal::Stored => {
+                        leading.to_clear.insert(*id);
+                        clears = true;
+                        None
+                    }
+                }
+            })
+            .collect();
+        if clears {
+            self.leases_changed.notify_one();
+        }
+        Ok(answers)
     }
 
     /// Whole seconds that a lease has left, after a barrier; -1 when there is no such lease.
     pub(crate) fn remaining(&self, id: i64, info: LeaderInfo) -> Result<i64, OpError> {
-        let ttl_s = self.ttl_while_leading(id, info)?;
         let now_ms = self.now_ms();
+        let known = self.store().leases().get(id).is_some();
         let leading = self.leading();
-        let leading = leading.as_ref().ok_or(OpError::NotLeader)?;
-        Ok(ttl_s
-            .and_then(|_| leading.timers.remaining_s(id, now_ms))
-            .unwrap_or(-1))
-    }
-
-    /// The granted time of a lease, if this member leads the present term.
-    fn ttl_while_leading(&self, id: i64, info: LeaderInfo) -> Result<Option<i64>, OpError> {
-        let leading = self.leading().as_ref().map(|leading| leading.term);
-        if info.role != Role::Leader || leading != Some(info.term) {
-            return Err(OpError::NotLeader);
-        }
-        Ok(self.store().leases().get(id).map(|lease| lease.ttl_s))
+        let leading = leading
+            .as_ref()
+            .filter(|leading| info.role == Role::Leader && leading.term == info.term)
+            .ok_or(OpError::NotLeader)?;
+        let left_s = leading.timers.remaining_s(id, now_ms).filter(|_| known);
+        Ok(left_s.unwrap_or(-1))
     }
 }

@@ -11,13 +11,53 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     auth::Caller,
-    lessor::Lessor,
+    lessor::{Lessor, Renewing},
     node::{Node, status},
     record::{LogBody, ReplyBody},
 };
 
 /// Answers waiting on one keep-alive stream.
 const REPLY_QUEUE: usize = 16;
+
+/// Renewals of one stream that are under way at once.
+const MAX_ASKED: usize = 256;
+
+/// A renewal under way: the header of its answer, the lease, and what comes of it.
+type Asked = (Option<pb::ResponseHeader>, i64, Renewing);
+
+/// Hands the asks of a keep-alive stream on without waiting for their answers.
+async fn ask(
+    node: Node,
+    lessor: Lessor,
+    mut asks: Streaming<pb::LeaseKeepAliveRequest>,
+    asked: mpsc::Sender<Asked>,
+) {
+    while let Ok(Some(ask)) = asks.message().await {
+        // The revision from before the renewal, as etcd has it.
+        let header = node.header_at(node.shared.revision());
+        let renewing = lessor.renew(ask.id).await;
+        if asked.send((header, ask.id, renewing)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Gives the answers in the order of the asks; the first error is the last answer.
+async fn answer(
+    mut asked: mpsc::Receiver<Asked>,
+    replies: &mpsc::Sender<Result<pb::LeaseKeepAliveResponse, Status>>,
+) {
+    while let Some((header, id, renewing)) = asked.recv().await {
+        let reply = match renewing.answer().await {
+            Ok(ttl) => Ok(pb::LeaseKeepAliveResponse { header, id, ttl }),
+            Err(error) => Err(status(error)),
+        };
+        let over = reply.is_err();
+        if replies.send(reply).await.is_err() || over {
+            return;
+        }
+    }
+}
 
 /// The Lease service of a member.
 pub(crate) struct LeaseService {
@@ -105,34 +145,20 @@ impl Lease for LeaseService {
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         self.node.require_leader(request.metadata())?;
         Caller::of(request.extensions()).known().map_err(status)?;
-        let mut asks = request.into_inner();
+        let asks = request.into_inner();
         let (replies, stream) = mpsc::channel(REPLY_QUEUE);
         let (node, lessor, stop) = (self.node.clone(), self.lessor.clone(), self.node.tasks.clone());
         self.node
             .tasks
             .spawn("lease keep-alive stream", Kind::Background, async move {
-                loop {
-                    let ask = tokio::select! {
-                        ask = asks.message() => ask,
-                        () = stop.stopping() => return Ok(()),
-                        () = replies.closed() => return Ok(()),
-                    };
-                    let Ok(Some(ask)) = ask else { return Ok(()) };
-                    // The revision from before the renewal, as etcd has it.
-                    let header = node.header();
-                    let reply = match lessor.renew(ask.id).await {
-                        Ok(ttl) => Ok(pb::LeaseKeepAliveResponse {
-                            header,
-                            id: ask.id,
-                            ttl,
-                        }),
-                        Err(error) => Err(status(error)),
-                    };
-                    let over = reply.is_err();
-                    if replies.send(reply).await.is_err() || over {
-                        return Ok(());
-                    }
+                let (asked, answers) = mpsc::channel(MAX_ASKED);
+                tokio::select! {
+                    // The answers to what was asked are still given when the client has no more to ask.
+                    () = async { tokio::join!(ask(node, lessor, asks, asked), answer(answers, &replies)); } => {}
+                    () = stop.stopping() => {}
+                    () = replies.closed() => {}
                 }
+                Ok(())
             });
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }

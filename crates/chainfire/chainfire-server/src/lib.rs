@@ -8,9 +8,10 @@
 //!
 //! Invariants:
 //! 1. the applied index is stored in the same batch as the effects, so a replay applies every entry exactly once;
-//! 2. a linearizable read waits for a barrier on the member that answers it; a renewal of a lease waits for one on
-//!    the leader;
-//! 3. nothing waits for a watcher: each stream has a task of its own with a bounded queue;
+//! 2. a linearizable read waits for a barrier on the member that answers it; renewals of leases wait for one on the
+//!    leader, many together;
+//! 3. nothing waits for a watcher: the hub wakes the streams that a change concerns, each has a task of its own with a
+//!    bounded queue;
 //! 4. every call checks the caller's rights on every range it names before anything else is done with it.
 //!
 //! ```text

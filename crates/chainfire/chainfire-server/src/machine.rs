@@ -26,8 +26,8 @@ use crate::{
     storage::{EngineStore, StorageError, Tables},
 };
 
-/// Memory for recent changes that watchers share, bytes.
-const RING_BYTES: usize = 8 << 20;
+/// Memory for recent changes that watchers share, unless the configuration says otherwise, bytes.
+pub(crate) const RING_BYTES: usize = 8 << 20;
 /// Sized for a store of metadata on a machine that runs nine other services.
 const ENGINE: EngineConfig = EngineConfig {
     cache_bytes: 8 << 20,
@@ -48,7 +48,6 @@ pub(crate) struct Shared {
     pub(crate) leases_changed: Notify,
     pub(crate) tables: Tables,
     clock: Clock,
-    ring_bytes: usize,
 }
 
 impl Shared {
@@ -62,6 +61,16 @@ impl Shared {
 
     pub(crate) fn ring(&self) -> RwLockReadGuard<'_, EventRing> {
         self.ring.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ring_mut(&self) -> RwLockWriteGuard<'_, EventRing> {
+        self.ring.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The newest revision whose changes are in the ring: of the store, but for the moment of an apply. Nobody has been
+    /// told of a newer one.
+    pub(crate) fn revision(&self) -> i64 {
+        *self.revision.borrow()
     }
 
     pub(crate) fn leading(&self) -> MutexGuard<'_, Option<Leading>> {
@@ -90,7 +99,7 @@ impl Shared {
         if changes.is_empty() {
             return;
         }
-        let mut ring = self.ring.write().unwrap_or_else(PoisonError::into_inner);
+        let mut ring = self.ring_mut();
         for (revision, events) in changes {
             ring.push(revision, events);
         }
@@ -107,8 +116,8 @@ pub(crate) struct Machine {
 
 impl Machine {
     /// Opens the state in the folder `dir`.
-    pub(crate) fn on_disk(dir: &Path) -> Result<(Machine, Arc<Shared>), StorageError> {
-        Machine::open(Engine::open(dir, &ENGINE)?, Clock::start(), RING_BYTES)
+    pub(crate) fn on_disk(dir: &Path, ring_bytes: usize) -> Result<(Machine, Arc<Shared>), StorageError> {
+        Machine::open(Engine::open(dir, &ENGINE)?, Clock::start(), ring_bytes)
     }
 
     /// Opens the state that an engine holds.
@@ -129,7 +138,6 @@ impl Machine {
             leases_changed: Notify::new(),
             tables,
             clock,
-            ring_bytes,
         });
         Ok((
             Machine {
@@ -200,9 +208,12 @@ fn apply_entry(
             entry.index
         )
     })?;
-    if let LogBody::Expire(expire) = &body
-        && expire.term != entry.term
-    {
+    let by_clock_of = match &body {
+        LogBody::Expire(expire) => Some(expire.term),
+        LogBody::Checkpoint(checkpoint) => Some(checkpoint.term),
+        _ => None,
+    };
+    if by_clock_of.is_some_and(|term| term != entry.term) {
         return Ok(Effect::Nothing);
     }
     let body = match body {
@@ -221,7 +232,10 @@ fn apply_entry(
         .map_err(|error| format!("log entry {} is not a valid command: {error}", entry.index))?;
     let applied = store.apply(&command)?;
     if let Some((id, ttl_s)) = applied.granted {
-        store.storage_mut().put_lease(id, ttl_s);
+        store.storage_mut().put_lease(id, ttl_s, 0);
+    }
+    for (id, ttl_s, remaining_s) in &applied.checkpoints {
+        store.storage_mut().put_lease(*id, *ttl_s, *remaining_s);
     }
     for id in &applied.ended {
         store.storage_mut().delete_lease(*id);
@@ -243,7 +257,9 @@ fn encode_reply(reply: Reply, revision: i64) -> Bytes {
             ttl: ttl_s,
             error: String::new(),
         }),
-        Reply::Compacted { .. } | Reply::Revoked | Reply::Expired { .. } => ReplyBody::Done(revision),
+        Reply::Compacted { .. } | Reply::Revoked | Reply::Checkpointed | Reply::Expired { .. } => {
+            ReplyBody::Done(revision)
+        }
         Reply::Refused(error) => ReplyBody::refused(error),
     };
     ReplyRecord { body: Some(body) }.encode_to_vec().into()
@@ -319,8 +335,7 @@ impl StateMachine for Machine {
         *store = restored;
         drop(store);
         self.applied = applied;
-        *self.shared.ring.write().unwrap_or_else(PoisonError::into_inner) =
-            EventRing::new(revision, self.shared.ring_bytes);
+        self.shared.ring_mut().clear(revision);
         self.shared.revision.send_replace(revision);
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! What members answer each other. Everybody here shows the certificate `service/chainfire`; who sends Raft's messages
 //! must be a member, on the disk that it published.
 
+use chainfire_core::OpError;
 use prost::Message;
 use raft_host::{NodeId, PeerMessage};
 use tonic::{Request, Response, Status, Streaming};
@@ -8,7 +9,7 @@ use tonic::{Request, Response, Status, Streaming};
 use hearth_service::tls::PeerIdentity;
 
 use crate::{
-    lessor::Lessor,
+    lessor::{Lessor, MAX_RENEWALS},
     members::{
         change::{self, Changer},
         join,
@@ -18,8 +19,8 @@ use crate::{
     outbox::Refusal,
     wire::{
         ChangeMembersReply, ChangeMembersRequest, Delivered, Frame, HelloReply, HelloRequest, JoinReply,
-        JoinRequest, LeaseRemainingReply, LeaseRemainingRequest, RenewLeaseReply, RenewLeaseRequest, Sender,
-        peer_server::Peer,
+        JoinRequest, LeaseRemainingReply, LeaseRemainingRequest, RenewLeaseReply, RenewLeaseRequest,
+        RenewLeasesReply, RenewLeasesRequest, Sender, peer_server::Peer,
     },
 };
 
@@ -116,16 +117,31 @@ impl Peer for PeerService {
         Ok(Response::new(Delivered {}))
     }
 
+    async fn renew_leases(
+        &self,
+        request: Request<RenewLeasesRequest>,
+    ) -> Result<Response<RenewLeasesReply>, Status> {
+        check_member(&request)?;
+        let ids = request.into_inner().ids;
+        if ids.len() > MAX_RENEWALS {
+            return Err(Status::invalid_argument("too many leases in one request"));
+        }
+        let ttl_s = self.lessor.renew_for_peer(&ids).await.map_err(status)?;
+        Ok(Response::new(RenewLeasesReply { ttl_s }))
+    }
+
     async fn renew_lease(
         &self,
         request: Request<RenewLeaseRequest>,
     ) -> Result<Response<RenewLeaseReply>, Status> {
         check_member(&request)?;
-        let ttl_s = self
-            .lessor
-            .renew_here(request.into_inner().id)
-            .await
-            .map_err(status)?;
+        let id = request.into_inner().id;
+        let answers = self.lessor.renew_for_peer(&[id]).await.map_err(status)?;
+        let ttl_s = answers
+            .first()
+            .copied()
+            .filter(|ttl_s| *ttl_s >= 0)
+            .ok_or_else(|| status(OpError::NotLeader))?;
         Ok(Response::new(RenewLeaseReply { ttl_s }))
     }
 

@@ -10,7 +10,7 @@ use crate::members::table::MembersEntry;
 /// A command in the log.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct LogRecord {
-    #[prost(oneof = "LogBody", tags = "1, 2, 3, 4, 5, 6, 7, 11")]
+    #[prost(oneof = "LogBody", tags = "1, 2, 3, 4, 5, 6, 7, 10, 11")]
     pub(crate) body: Option<LogBody>,
 }
 
@@ -30,6 +30,8 @@ pub(crate) enum LogBody {
     Revoke(pb::LeaseRevokeRequest),
     #[prost(message, tag = "7")]
     Expire(ExpireLeases),
+    #[prost(message, tag = "10")]
+    Checkpoint(CheckpointLeases),
     #[prost(message, tag = "11")]
     Members(MembersEntry),
 }
@@ -42,6 +44,35 @@ pub(crate) struct ExpireLeases {
     pub(crate) ids: Vec<i64>,
     #[prost(uint64, tag = "2")]
     pub(crate) term: u64,
+}
+
+/// What is left of leases by the clock of the leader of `term`, for the leader after it. In another term it is void:
+/// that leader has counted on from what was stored when its term began.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct CheckpointLeases {
+    #[prost(int64, repeated, tag = "1")]
+    pub(crate) ids: Vec<i64>,
+    /// Seconds, one for each id; 0 clears what is stored.
+    #[prost(int64, repeated, tag = "2")]
+    pub(crate) remaining_s: Vec<i64>,
+    #[prost(uint64, tag = "3")]
+    pub(crate) term: u64,
+}
+
+/// A lease in keyspace `leases`: time to live, then what is left of it for the next leader (0: all), big endian. Earlier
+/// releases wrote the first only.
+pub(crate) fn lease_value(ttl_s: i64, remaining_s: i64) -> Vec<u8> {
+    [ttl_s.to_be_bytes(), remaining_s.to_be_bytes()].concat()
+}
+
+/// Time to live and remaining time of a stored lease.
+pub(crate) fn value_lease(value: &[u8]) -> Option<(i64, i64)> {
+    let (ttl_s, rest) = value.split_first_chunk::<8>()?;
+    let remaining_s = match rest {
+        [] => 0,
+        rest => i64::from_be_bytes(rest.try_into().ok()?),
+    };
+    Some((i64::from_be_bytes(*ttl_s), remaining_s))
 }
 
 /// The state machine's answer, from the Raft thread to the waiting call of the same process; never stored.
@@ -192,6 +223,15 @@ mod tests {
             );
         }
         assert_eq!(key_point(b"short"), None);
+    }
+
+    #[test]
+    fn leases_are_read_as_any_release_wrote_them() {
+        assert_eq!(value_lease(&lease_value(60, 15)), Some((60, 15)));
+        assert_eq!(value_lease(&60_i64.to_be_bytes()), Some((60, 0)));
+        for bad in [&b""[..], b"1234567", b"123456789"] {
+            assert_eq!(value_lease(bad), None, "{bad:?}");
+        }
     }
 
     #[test]

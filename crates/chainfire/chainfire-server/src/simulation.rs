@@ -19,7 +19,7 @@ use crate::{
     convert,
     leading::Due,
     machine::{Machine, Shared},
-    record::{ExpireLeases, LogBody, LogRecord, ReplyBody, ReplyRecord},
+    record::{CheckpointLeases, ExpireLeases, LogBody, LogRecord, ReplyBody, ReplyRecord},
     storage::StorageError,
 };
 
@@ -40,6 +40,8 @@ pub enum Command {
     Revoke(pb::LeaseRevokeRequest),
     /// Ids and the term of the leader by whose clock they ran out.
     Expire(Vec<i64>, u64),
+    /// Ids, what is left of each in seconds (0 clears), and the term of the leader by whose clock.
+    Checkpoint(Vec<i64>, Vec<i64>, u64),
 }
 
 /// What the machine answered.
@@ -74,6 +76,11 @@ impl Command {
             Command::Grant(message) => LogBody::Grant(message),
             Command::Revoke(message) => LogBody::Revoke(message),
             Command::Expire(ids, term) => LogBody::Expire(ExpireLeases { ids, term }),
+            Command::Checkpoint(ids, remaining_s, term) => LogBody::Checkpoint(CheckpointLeases {
+                ids,
+                remaining_s,
+                term,
+            }),
         };
         Ok(LogRecord { body: Some(body) }.encode_to_vec().into())
     }
@@ -88,7 +95,9 @@ impl Command {
             LogBody::Grant(message) => Command::Grant(message),
             LogBody::Revoke(message) => Command::Revoke(message),
             LogBody::Expire(message) => Command::Expire(message.ids, message.term),
-            #[expect(unreachable_patterns, reason = "kinds of entries are added")]
+            LogBody::Checkpoint(message) => {
+                Command::Checkpoint(message.ids, message.remaining_s, message.term)
+            }
             _ => return None,
         })
     }
@@ -116,6 +125,8 @@ impl Answer {
 pub enum LeaseStep {
     /// Propose the end of these.
     Expire(Command, Vec<i64>),
+    /// Propose this; once it is applied, tell [`Member::checkpointed`] of it.
+    Checkpoint(Command),
     /// Nothing for so many milliseconds.
     Wait(u64),
 }
@@ -169,6 +180,7 @@ impl Member {
         for (id, lease) in store.leases().iter() {
             mix(id.cast_unsigned());
             mix(lease.ttl_s.cast_unsigned());
+            mix(lease.remaining_s.cast_unsigned());
             lease
                 .keys
                 .iter()
@@ -216,6 +228,11 @@ impl Member {
                 let ids = expire.ids.clone();
                 LeaseStep::Expire(Command::Expire(expire.ids, expire.term), ids)
             }
+            Due::Checkpoint(checkpoint) => LeaseStep::Checkpoint(Command::Checkpoint(
+                checkpoint.ids,
+                checkpoint.remaining_s,
+                checkpoint.term,
+            )),
             Due::Wait(wait) => LeaseStep::Wait(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
         }
     }
@@ -225,9 +242,22 @@ impl Member {
         self.shared.not_expired(ids);
     }
 
-    /// Renews a lease after a barrier.
+    /// A checkpoint was applied.
+    pub fn checkpointed(&self, command: &Command) {
+        if let Command::Checkpoint(ids, remaining_s, term) = command.clone() {
+            let checkpoint = CheckpointLeases {
+                ids,
+                remaining_s,
+                term,
+            };
+            self.shared.checkpointed(&checkpoint);
+        }
+    }
+
+    /// Renews a lease after a barrier; [`OpError::NotLeader`] also when the caller is to ask again after the next step.
     pub fn renew(&self, id: i64, info: LeaderInfo) -> Result<i64, OpError> {
-        self.shared.renew(id, info)
+        let answers = self.shared.renew(&[id], info)?;
+        answers.first().copied().flatten().ok_or(OpError::NotLeader)
     }
 
     /// What is left of a lease, after a barrier.
@@ -263,12 +293,7 @@ impl Source for Member {
     }
 
     fn recent(&self, from: i64, until: i64) -> Option<Page> {
-        let mut changes = self.shared.ring().since(from, PAGE)?;
-        let full = changes.len() == PAGE;
-        changes.retain(|change| change.revision <= until);
-        let last = changes.last().map(|change| change.revision);
-        let through = last.filter(|_| full).unwrap_or(until.max(from));
-        Some(Page { changes, through })
+        self.shared.ring().page(from, until, PAGE)
     }
 
     fn stored(&self, from: i64, until: i64) -> Result<Option<Page>, ReadError> {

@@ -23,7 +23,7 @@ use crate::{
     history,
     kv::KvService,
     lease::LeaseService,
-    lessor::Lessor,
+    lessor::{Lessor, Renewals},
     machine::{Machine, Shared},
     maintenance::MaintenanceService,
     members::{
@@ -39,7 +39,7 @@ use crate::{
     outbox::{MAX_FRAME_BYTES, Outbox, Peers},
     peers::{MEMBER_IDENTITY, PeerService},
     storage::StorageError,
-    watch::WatchService,
+    watch::{Hub, HubLimits, WatchService},
     wire::{Sender, peer_server::PeerServer},
 };
 
@@ -183,11 +183,18 @@ where
         tasks: tasks.clone(),
         no_space: false.into(),
     });
-    let lessor = Lessor::new(node.clone());
+    let (lessor, renewals) = Lessor::new(node.clone());
     let changer = Changer::new(node.clone());
     let health = Health::new(&config.service.name);
     let (reporter, grpc_health) = tonic_health::server::health_reporter();
-    supervise(&tasks, &node, &lessor, &health, &reporter);
+    let limits = HubLimits {
+        watchers: config.chainfire.max_watchers,
+        progress_ms: config.chainfire.watch_progress_notify_interval_ms,
+    };
+    let hub = Hub::new(node.shared.clone(), limits);
+    supervise(&tasks, &node, &health, &reporter);
+    keep_leases_in(&tasks, &lessor, renewals);
+    match_in(&tasks, &hub);
     supervise_membership(&tasks, &node, begun.file);
 
     let options = ServeOptions {
@@ -195,7 +202,7 @@ where
         plaintext_loopback: config.chainfire.plaintext_loopback,
         max_connections: MAX_CLIENTS,
     };
-    let router = client_routes(&node, &lessor, &changer)
+    let router = client_routes(&node, &lessor, &hub, &changer)
         .add_service(grpc_health)
         .into_axum_router()
         .merge(health::router(health))
@@ -233,12 +240,13 @@ async fn open<T: Transport + 'static, F: FileSystem + 'static>(
 ) -> Result<(HostHandle, Arc<Shared>), ServerError> {
     let data_dir = config.service.data_dir.clone();
     let keep_entries = config.chainfire.keep_log_entries;
+    let ring_bytes = config.chainfire.watch_ring_bytes;
     let own = begun.file.id;
     let initial = begin::initial(&config.chainfire, begun);
     let opened = tokio::task::spawn_blocking(move || {
         let state_dir = data_dir.join(begin::STATE_DIR);
         begin::folder(&state_dir)?;
-        let (machine, shared) = Machine::on_disk(&state_dir)?;
+        let (machine, shared) = Machine::on_disk(&state_dir, ring_bytes)?;
         let host = HostConfig {
             node: own,
             log_dir: data_dir.join(begin::LOG_DIR),
@@ -286,11 +294,11 @@ fn supervise_membership(tasks: &Tasks, node: &Node, file: MemberFile) {
     });
 }
 
-fn client_routes(node: &Node, lessor: &Lessor, changer: &Changer) -> Routes {
+fn client_routes(node: &Node, lessor: &Lessor, hub: &Hub, changer: &Changer) -> Routes {
     let kv = KvServer::new(KvService::new(node.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let lease = LeaseService::new(node.clone(), lessor.clone());
     Routes::new(kv)
-        .add_service(WatchServer::new(WatchService::new(node.clone())))
+        .add_service(WatchServer::new(WatchService::new(node.clone(), hub.clone())))
         .add_service(LeaseServer::new(lease))
         .add_service(ClusterServer::new(ClusterService::new(
             node.clone(),
@@ -299,8 +307,33 @@ fn client_routes(node: &Node, lessor: &Lessor, changer: &Changer) -> Routes {
         .add_service(MaintenanceServer::new(MaintenanceService::new(node.clone())))
 }
 
+/// Runs the watch hub until the stop.
+fn match_in(tasks: &Tasks, hub: &Hub) {
+    let (hub, stop) = (hub.clone(), tasks.clone());
+    tasks.spawn("watch hub", Kind::Critical, async move {
+        tokio::select! {
+            () = stop.stopping() => Ok(()),
+            ended = hub.run() => Ok(ended?),
+        }
+    });
+}
+
+/// Runs the lease timers and the renewals until the stop.
+fn keep_leases_in(tasks: &Tasks, lessor: &Lessor, renewals: Renewals) {
+    let timers = lessor.clone();
+    tasks.spawn("lessor", Kind::Critical, async move {
+        timers.run().await;
+        Ok(())
+    });
+    let lessor = lessor.clone();
+    tasks.spawn("lease batches", Kind::Critical, async move {
+        lessor.renew_in_batches(renewals).await;
+        Ok(())
+    });
+}
+
 /// The tasks that are not connections.
-fn supervise(tasks: &Tasks, node: &Node, lessor: &Lessor, health: &Health, reporter: &HealthReporter) {
+fn supervise(tasks: &Tasks, node: &Node, health: &Health, reporter: &HealthReporter) {
     let (raft, stop) = (node.raft.clone(), tasks.clone());
     tasks.spawn("raft host", Kind::Critical, async move {
         let mut failed = raft.failed();
@@ -318,11 +351,6 @@ fn supervise(tasks: &Tasks, node: &Node, lessor: &Lessor, health: &Health, repor
         raft.shutdown();
         // The log and the state are closed when the thread is gone.
         while failed.changed().await.is_ok() {}
-        Ok(())
-    });
-    let lessor = lessor.clone();
-    tasks.spawn("lessor", Kind::Critical, async move {
-        lessor.run().await;
         Ok(())
     });
     let watcher = node.clone();

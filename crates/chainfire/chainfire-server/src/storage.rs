@@ -12,7 +12,7 @@ use prost::Message;
 
 use crate::{
     members::table::{MemberTable, Write},
-    record::{EventRecord, META_KEY, MetaRecord, key_point, point_key},
+    record::{EventRecord, META_KEY, MetaRecord, key_point, lease_value, point_key, value_lease},
 };
 
 /// Why storage failed.
@@ -78,17 +78,18 @@ impl Tables {
         MemberTable::load(pairs.into_iter())
     }
 
-    pub(crate) fn leases(&self) -> Result<Vec<(i64, i64)>, StorageError> {
+    /// Id, time to live and remaining time of all leases.
+    pub(crate) fn leases(&self) -> Result<Vec<(i64, i64, i64)>, StorageError> {
         let all = (Bound::Unbounded, Bound::Unbounded);
         self.engine
             .snapshot()?
             .range(&self.leases, all)?
             .map(|pair| {
-                let (id, ttl) = pair?;
-                let number = |bytes: &[u8]| bytes.try_into().map(i64::from_be_bytes);
-                number(&id)
-                    .and_then(|id| Ok((id, number(&ttl)?)))
-                    .map_err(|_| StorageError::Record {
+                let (id, value) = pair?;
+                let id = id.as_ref().try_into().map(i64::from_be_bytes).ok();
+                id.zip(value_lease(&value))
+                    .map(|(id, (ttl_s, remaining_s))| (id, ttl_s, remaining_s))
+                    .ok_or_else(|| StorageError::Record {
                         what: "a lease".into(),
                     })
             })
@@ -100,6 +101,39 @@ impl Tables {
             what: format!("revision {}", at.main),
         })?;
         Ok(record.event(at))
+    }
+
+    /// Changes from `from` to the end of revision `until`, as many as fit into the bounds, at least one if there is one;
+    /// and whether there are more.
+    pub(crate) fn scan_bounded(
+        &self,
+        from: Point,
+        until: i64,
+        max_events: usize,
+        max_bytes: usize,
+    ) -> Result<(Vec<(Point, Event)>, bool), StorageError> {
+        let (first, end) = (
+            point_key(from),
+            point_key(Point {
+                main: until + 1,
+                sub: 0,
+            }),
+        );
+        let bounds: (Bound<&[u8]>, Bound<&[u8]>) = (Bound::Included(&first), Bound::Excluded(&end));
+        let mut found = Vec::new();
+        let mut bytes = 0;
+        for pair in self.engine.snapshot()?.range(&self.revisions, bounds)? {
+            if found.len() >= max_events || bytes >= max_bytes {
+                return Ok((found, true));
+            }
+            let (key, value) = pair?;
+            bytes += value.len();
+            let at = key_point(&key).ok_or_else(|| StorageError::Record {
+                what: "a revision's key".into(),
+            })?;
+            found.push((at, Tables::decode(at, value)?));
+        }
+        Ok((found, false))
     }
 
     fn scan_in(
@@ -164,11 +198,11 @@ impl EngineStore {
         }
     }
 
-    pub(crate) fn put_lease(&mut self, id: i64, ttl_s: i64) {
+    pub(crate) fn put_lease(&mut self, id: i64, ttl_s: i64, remaining_s: i64) {
         self.batch.put(
             &self.tables.leases,
             id.to_be_bytes().to_vec(),
-            ttl_s.to_be_bytes().to_vec(),
+            lease_value(ttl_s, remaining_s),
         );
     }
 

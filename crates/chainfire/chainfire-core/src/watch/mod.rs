@@ -10,9 +10,11 @@
 //!
 //! A watcher is a cursor; it costs nothing while nothing happens to its keys, and being slow costs only itself.
 
+mod matcher;
 mod ring;
 mod stream;
 
+pub use matcher::Matcher;
 pub use ring::{Change, EventRing};
 pub use stream::{
     Create, Enrol, Limits, Mark, NO_WATCHER, Page, Pull, Response, Say, Source, Stream, WatchEvent,

@@ -2,6 +2,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
+use super::Page;
 use crate::Event;
 
 /// The changes of one revision, shared.
@@ -34,6 +35,11 @@ impl EventRing {
         }
     }
 
+    /// Forgets everything: the store is at `revision` now.
+    pub fn clear(&mut self, revision: i64) {
+        *self = EventRing::new(revision, self.max_bytes);
+    }
+
     /// Adds the newest revision's changes and drops the oldest beyond the bound.
     pub fn push(&mut self, revision: i64, events: Vec<Event>) {
         let newest = self
@@ -54,13 +60,21 @@ impl EventRing {
         }
     }
 
-    /// Up to `limit` changes from revision `from` on; `None` when the ring no longer reaches back so far: read storage.
-    pub fn since(&self, from: i64, limit: usize) -> Option<Vec<Change>> {
+    /// Up to `limit` changes from revision `from` to `until`; `None` when the ring no longer reaches back so far: read
+    /// storage. `until` has been pushed.
+    pub fn page(&self, from: i64, until: i64, limit: usize) -> Option<Page> {
         if from < self.start {
             return None;
         }
         let first = self.changes.partition_point(|change| change.revision < from);
-        Some(self.changes.iter().skip(first).take(limit).cloned().collect())
+        let wanted = self.changes.range(first..).take(limit);
+        let changes: Vec<Change> = wanted
+            .take_while(|change| change.revision <= until)
+            .cloned()
+            .collect();
+        let cut = changes.last().filter(|_| changes.len() == limit);
+        let through = cut.map_or(until, |last| last.revision);
+        Some(Page { changes, through })
     }
 }
 
@@ -81,30 +95,33 @@ mod tests {
         }
     }
 
+    fn shape(page: Option<Page>) -> Option<(Vec<i64>, i64)> {
+        page.map(|page| {
+            let revisions = page.changes.iter().map(|change| change.revision);
+            (revisions.collect(), page.through)
+        })
+    }
+
     #[test]
     fn the_ring_says_when_it_no_longer_reaches_back() {
         let mut ring = EventRing::new(1, event().weight() * 3);
-        assert!(ring.since(1, 9).is_none());
-        assert_eq!(ring.since(2, 9).unwrap().len(), 0);
+        assert!(ring.page(1, 1, 9).is_none());
+        assert_eq!(shape(ring.page(2, 1, 9)), Some((vec![], 1)));
         for revision in 2..=6 {
             ring.push(revision, vec![event()]);
         }
-        assert!(ring.since(3, 9).is_none());
-        let revisions: Vec<i64> = ring
-            .since(4, 2)
-            .unwrap()
-            .iter()
-            .map(|change| change.revision)
-            .collect();
-        assert_eq!(revisions, [4, 5]);
-        assert!(ring.since(7, 9).unwrap().is_empty());
+        assert!(ring.page(3, 6, 9).is_none());
+        assert_eq!(shape(ring.page(4, 6, 2)), Some((vec![4, 5], 5)));
+        assert_eq!(shape(ring.page(4, 5, 9)), Some((vec![4, 5], 5)));
+        assert_eq!(shape(ring.page(6, 6, 9)), Some((vec![6], 6)));
+        assert_eq!(shape(ring.page(7, 6, 9)), Some((vec![], 6)));
     }
 
     #[test]
     fn one_change_larger_than_the_ring_is_served_from_storage() {
         let mut ring = EventRing::new(1, 1);
         ring.push(2, vec![event()]);
-        assert!(ring.since(2, 9).is_none());
-        assert!(ring.since(3, 9).unwrap().is_empty());
+        assert!(ring.page(2, 2, 9).is_none());
+        assert_eq!(shape(ring.page(3, 2, 9)), Some((vec![], 2)));
     }
 }

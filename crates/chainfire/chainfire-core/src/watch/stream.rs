@@ -411,6 +411,11 @@ impl Stream {
         std::mem::take(&mut self.withdrawn)
     }
 
+    /// The revision that a progress request waits for, while it is not published.
+    pub fn awaits(&self) -> Option<i64> {
+        self.progress_wanted.filter(|wanted| *wanted > self.published)
+    }
+
     /// Announcements that wait. Take no more requests while there are many.
     pub fn announcements(&self) -> usize {
         self.announcements.len()
