@@ -1,4 +1,7 @@
-//! Compiles proto/etcd with protox: no protoc on the machine is needed.
+//! Compiles proto/etcd with protox: no protoc on the machine is needed. The descriptors are kept for who maps the
+//! messages to JSON.
+
+use protox::prost::Message;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = "../../../proto/etcd";
@@ -13,6 +16,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ],
         [root],
     )?;
+    let mut plain = fds.clone();
+    plain
+        .file
+        .iter_mut()
+        .for_each(|file| file.source_code_info = None);
+    let out = std::path::PathBuf::from(std::env::var_os("OUT_DIR").ok_or("no OUT_DIR")?);
+    std::fs::write(out.join("etcd.bin"), plain.encode_to_vec())?;
     tonic_prost_build::configure().bytes(".").compile_fds(fds)?;
     Ok(())
 }

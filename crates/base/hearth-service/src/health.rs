@@ -79,6 +79,11 @@ pub fn router(health: Health) -> Router {
         .with_state(health)
 }
 
+/// `/metrics` alone, for a server whose other probes are its own.
+pub fn metrics_router(health: Health) -> Router {
+    Router::new().route("/metrics", get(metrics)).with_state(health)
+}
+
 async fn readyz(State(health): State<Health>) -> (StatusCode, String) {
     match health.reason() {
         None => (StatusCode::OK, "ok\n".to_owned()),

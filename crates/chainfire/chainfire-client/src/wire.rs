@@ -11,6 +11,9 @@
     reason = "generated from proto/etcd, which carries the documentation"
 )]
 
+/// All messages and services, as an encoded `FileDescriptorSet`.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/etcd.bin"));
+
 /// `mvccpb`: stored pairs and events.
 pub mod mvccpb {
     tonic::include_proto!("mvccpb");

@@ -6,7 +6,10 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use crate::{Event, EventKind, KeyRange, Point};
+use crate::{
+    Event, EventKind, KeyRange, Point,
+    planted::{self, Bug},
+};
 
 /// One version of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +99,9 @@ impl KeyIndex {
         self.keys.retain(|_, versions| {
             let older = versions.partition_point(|version| version.at.main <= revision);
             let mut keep_from = older.saturating_sub(1);
+            if planted::is(Bug::CompactsTooMuch) {
+                keep_from = older;
+            }
             if versions
                 .get(keep_from)
                 .is_some_and(|last| last.is_deletion() && last.at.main < revision)

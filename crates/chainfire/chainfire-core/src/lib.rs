@@ -18,6 +18,7 @@ pub mod check;
 pub mod error;
 mod index;
 mod lease;
+pub mod planted;
 mod range;
 mod request;
 pub mod storage;
@@ -35,5 +36,5 @@ pub use request::{
     Command, Compare, CompareOp, CompareTarget, DeleteOutcome, DeleteRange, Op, OpReply, Put, PutOutcome,
     Range, RangeOutcome, Reply, SortOrder, SortTarget, Txn, TxnOutcome,
 };
-pub use store::{Applied, Failure, RangePlan, Store};
+pub use store::{Applied, Failure, Page, RangePlan, Store};
 pub use types::{Event, EventKind, KeyValue, Point};

@@ -68,6 +68,21 @@ impl KeyRange {
         }
     }
 
+    /// What of it lies after `key`, which is in it.
+    pub fn after(&self, key: &[u8]) -> KeyRange {
+        let mut next = Vec::with_capacity(key.len() + 1);
+        next.extend_from_slice(key);
+        next.push(0);
+        KeyRange {
+            start: next.into(),
+            end: match &self.end {
+                // Nothing does: an end that is not after its start.
+                End::Single => End::Before(Bytes::new()),
+                end => end.clone(),
+            },
+        }
+    }
+
     /// Its first key.
     pub fn start(&self) -> &Bytes {
         &self.start
@@ -160,6 +175,14 @@ mod tests {
         assert!(range(b"a", b"\0").contains(b"zzz") && !range(b"b", b"\0").contains(b"a"));
         assert!(range(b"a", b"b").contains(b"azz") && !range(b"a", b"b").contains(b"b"));
         assert!(range(b"b", b"a").is_empty() && !range(b"b", b"a").contains(b"b"));
+    }
+
+    #[test]
+    fn after_a_key_the_rest_of_the_range_comes() {
+        assert_eq!(range(b"a", b"c").after(b"b"), range(b"b\0", b"c"));
+        assert_eq!(range(b"a", b"\0").after(b"b"), range(b"b\0", b"\0"));
+        assert!(range(b"a", b"b").after(b"a").contains(b"aa"));
+        assert!(range(b"a", b"").after(b"a").is_empty());
     }
 
     #[test]

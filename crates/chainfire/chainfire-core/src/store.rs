@@ -5,6 +5,7 @@ use bytes::Bytes;
 use crate::{
     Command, DeleteOutcome, DeleteRange, Event, EventKind, KeyIndex, KeyRange, KeyValue, Leases, OpError,
     Point, Put, PutOutcome, Range, RangeOutcome, Reply, SortOrder, SortTarget, Txn, TxnOutcome, Version,
+    planted::{self, Bug},
     storage::{RevisionReader, RevisionStore},
 };
 
@@ -108,6 +109,44 @@ impl RangePlan {
     }
 }
 
+/// A stretch of a range in order of keys, resolved against the index without looking at what follows it.
+#[derive(Debug, Clone)]
+pub struct Page {
+    /// Revision of the store when it was made.
+    pub now: i64,
+    entries: Vec<(Bytes, Version)>,
+    more: bool,
+}
+
+impl Page {
+    /// Fetches pairs until they weigh `max_bytes` (one pair at least), and whether pairs follow. `None` when a version
+    /// has been compacted away since.
+    pub fn fetch<S: RevisionReader>(
+        self,
+        storage: &S,
+        keys_only: bool,
+        max_bytes: usize,
+    ) -> Result<Option<(Vec<KeyValue>, bool)>, S::Error> {
+        let (mut kvs, mut bytes) = (Vec::new(), 0);
+        for (key, version) in self.entries {
+            if bytes >= max_bytes {
+                return Ok(Some((kvs, true)));
+            }
+            let value = if keys_only {
+                Bytes::new()
+            } else {
+                let Some(event) = storage.get(version.at)? else {
+                    return Ok(None);
+                };
+                event.kv.value
+            };
+            bytes += key.len() + value.len();
+            kvs.push(pair(key, version, value));
+        }
+        Ok(Some((kvs, self.more)))
+    }
+}
+
 fn pair(key: Bytes, version: Version, value: Bytes) -> KeyValue {
     KeyValue {
         key,
@@ -164,7 +203,9 @@ impl<S: RevisionStore> Store<S> {
 
     fn index_event(&mut self, at: Point, event: &Event) {
         let key = &event.kv.key;
-        if let Some(old) = self.index.at(key, i64::MAX) {
+        if let Some(old) = self.index.at(key, i64::MAX)
+            && !planted::is(Bug::StaysAttached)
+        {
             self.leases.detach(old.lease, key);
         }
         self.leases.attach(event.kv.lease, key);
@@ -219,14 +260,43 @@ impl<S: RevisionStore> Store<S> {
             .ok_or(Failure::Refused(OpError::Compacted))
     }
 
-    fn plan_at(&self, range: &Range, now: i64) -> Result<RangePlan, OpError> {
-        let at = if range.revision <= 0 { now } else { range.revision };
+    /// The first `limit` pairs of a range at a revision (0 or less: now), in order of keys.
+    pub fn page(&self, keys: &KeyRange, revision: i64, limit: usize) -> Result<Page, OpError> {
+        let at = self.readable(revision, self.revision)?;
+        let mut found = self.index.range(keys, at);
+        let entries = found
+            .by_ref()
+            .take(limit)
+            .map(|(key, version)| (key.clone(), version))
+            .collect();
+        Ok(Page {
+            now: self.revision,
+            entries,
+            more: found.next().is_some(),
+        })
+    }
+
+    /// How many keys of a range exist at a revision (0 or less: now).
+    pub fn count(&self, keys: &KeyRange, revision: i64) -> Result<i64, OpError> {
+        let at = self.readable(revision, self.revision)?;
+        let count = self.index.range(keys, at).count();
+        Ok(i64::try_from(count).unwrap_or(i64::MAX))
+    }
+
+    /// The revision that a read asks for, if it can be read.
+    fn readable(&self, revision: i64, now: i64) -> Result<i64, OpError> {
+        let at = if revision <= 0 { now } else { revision };
         if at > now {
             return Err(OpError::FutureRevision);
         }
         if at < self.compacted {
             return Err(OpError::Compacted);
         }
+        Ok(at)
+    }
+
+    fn plan_at(&self, range: &Range, now: i64) -> Result<RangePlan, OpError> {
+        let at = self.readable(range.revision, now)?;
         let limit = usize::try_from(range.limit)
             .ok()
             .filter(|limit| *limit > 0)
@@ -253,6 +323,9 @@ impl<S: RevisionStore> Store<S> {
             if !range.count_only && entries.len() < fetch {
                 entries.push((key.clone(), version));
             }
+        }
+        if planted::is(Bug::CountLimited) {
+            count = count.min(i64::try_from(limit).unwrap_or(i64::MAX));
         }
         entries.retain(|(_, version)| passes(range, version));
         let by_value = sort(range, &mut entries);
@@ -370,7 +443,7 @@ impl<S: RevisionStore> Store<S> {
         };
         let reply = run(&mut writer)?;
         let events = writer.events;
-        if !events.is_empty() {
+        if !events.is_empty() || (planted::is(Bug::EmptyDeleteCounts) && matches!(reply, Reply::Delete(_))) {
             self.revision += 1;
             applied.changes.push((self.revision, events));
         }
@@ -436,6 +509,7 @@ fn passes(range: &Range, version: &Version) -> bool {
 fn sort(range: &Range, entries: &mut [(Bytes, Version)]) -> Option<SortOrder> {
     let order = match (range.sort_order, range.sort_target) {
         (SortOrder::None, SortTarget::Key) => return None,
+        (SortOrder::None, _) if planted::is(Bug::SortDescends) => SortOrder::Descend,
         (SortOrder::None, _) => SortOrder::Ascend,
         (order, _) => order,
     };

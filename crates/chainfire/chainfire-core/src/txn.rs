@@ -3,6 +3,7 @@
 
 use crate::{
     Compare, CompareOp, CompareTarget, Op, OpError, OpReply, Range, Store, Txn, TxnOutcome, Version,
+    planted::{self, Bug},
     storage::RevisionStore,
     store::{Failure, Writer},
 };
@@ -59,7 +60,7 @@ fn holds<S: RevisionStore>(store: &Store<S>, compare: &Compare) -> Result<bool, 
     };
     match (&compare.target, any) {
         (_, true) => Ok(true),
-        (CompareTarget::Value(_), false) => Ok(false),
+        (CompareTarget::Value(_), false) => Ok(planted::is(Bug::MissingValueHolds)),
         (_, false) => version_holds(store, compare, missing),
     }
 }
@@ -189,6 +190,15 @@ impl<S: RevisionStore> Writer<'_, S> {
         Ok(outcome)
     }
 
+    /// The revision that a range within a transaction sees.
+    fn seen(&self) -> i64 {
+        if planted::is(Bug::ReadsPast) {
+            self.store.revision()
+        } else {
+            self.now()
+        }
+    }
+
     fn run(&mut self, txn: &Txn, path: &Path) -> Result<TxnOutcome, Failure<S::Error>> {
         let mut outcome = TxnOutcome {
             succeeded: path.succeeded,
@@ -197,7 +207,7 @@ impl<S: RevisionStore> Writer<'_, S> {
         let mut nested = path.nested.iter();
         for op in branch(txn, path) {
             let reply = match (op, nested.next_if_txn(op)) {
-                (Op::Range(range), _) => OpReply::Range(self.store.range_at(range, self.now())?),
+                (Op::Range(range), _) => OpReply::Range(self.store.range_at(range, self.seen())?),
                 (Op::Put(put), _) => OpReply::Put(self.put(put)?),
                 (Op::Delete(delete), _) => OpReply::Delete(self.delete(delete)?),
                 (Op::Txn(txn), Some(path)) => OpReply::Txn(self.run(txn, path)?),

@@ -11,6 +11,7 @@ use crate::{
     auth::Caller,
     convert,
     node::{Node, status, storage_status},
+    range_stream,
     record::{LogBody, ReplyBody},
 };
 
@@ -93,9 +94,18 @@ impl Kv for KvService {
 
     async fn range_stream(
         &self,
-        _request: Request<pb::RangeRequest>,
+        request: Request<pb::RangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
-        Err(Status::unimplemented("not served yet"))
+        self.node.require_leader(request.metadata())?;
+        let caller = Caller::of(request.extensions());
+        let message = request.into_inner();
+        let serializable = message.serializable;
+        let range = range_stream::check(message)?;
+        caller.read(&range.keys).map_err(status)?;
+        if !serializable {
+            self.node.read_barrier().await.map_err(status)?;
+        }
+        Ok(Response::new(Box::pin(range_stream::start(&self.node, range))))
     }
 
     async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {

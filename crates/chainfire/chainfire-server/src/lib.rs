@@ -22,15 +22,21 @@
 //! ```
 
 mod auth;
+mod candidacy;
 mod clock;
 mod cluster;
 mod config;
 mod convert;
+mod dashboards;
+mod election;
+mod gateway;
 mod history;
 mod kv;
 mod leading;
 mod lease;
 mod lessor;
+mod local;
+mod lock;
 mod machine;
 mod maintenance;
 mod members;
@@ -38,6 +44,8 @@ mod metrics;
 mod node;
 mod outbox;
 mod peers;
+mod probes;
+mod range_stream;
 mod record;
 #[cfg(feature = "simulation")]
 #[doc(hidden)]

@@ -7,7 +7,10 @@ use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::sleep;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use crate::node::{GROUP, Node};
+use crate::{
+    dashboards::Dashboards,
+    node::{GROUP, Node},
+};
 
 /// How often the gauges are brought up to date.
 const PERIOD: Duration = Duration::from_secs(5);
@@ -30,9 +33,11 @@ fn number(value: impl TryInto<i64>) -> i64 {
 
 /// Keeps the gauges and the readiness up to date until the stop.
 pub(crate) async fn run(node: &Node, health: &Health, reporter: &HealthReporter) {
+    let mut dashboards = None;
     let gauges = Gauges::default();
     let shown = gauges.clone();
     health.register(|registry| {
+        dashboards = Some(Dashboards::new(registry));
         let registry = registry.sub_registry_with_prefix("chainfire");
         registry.register(
             "revision",
@@ -78,6 +83,9 @@ pub(crate) async fn run(node: &Node, health: &Health, reporter: &HealthReporter)
         gauges.has_leader.set(i64::from(info.leader.is_some()));
         gauges.is_leader.set(i64::from(node.leads()));
         if let Some(raft) = node.raft.status(GROUP).await {
+            if let Some(dashboards) = &mut dashboards {
+                dashboards.update(node, &raft);
+            }
             gauges.raft_applied.set(number(raft.applied));
             gauges.raft_log_bytes.set(number(raft.log_bytes));
             let worst = raft.fsyncs.iter().max().copied().unwrap_or_default();

@@ -3,9 +3,13 @@
 use std::{path::PathBuf, sync::Arc};
 
 use axum::middleware;
-use chainfire_client::wire::etcdserverpb::{
-    cluster_server::ClusterServer, kv_server::KvServer, lease_server::LeaseServer,
-    maintenance_server::MaintenanceServer, watch_server::WatchServer,
+use chainfire_client::wire::{
+    etcdserverpb::{
+        cluster_server::ClusterServer, kv_server::KvServer, lease_server::LeaseServer,
+        maintenance_server::MaintenanceServer, watch_server::WatchServer,
+    },
+    v3electionpb::election_server::ElectionServer,
+    v3lockpb::lock_server::LockServer,
 };
 use hearth_service::{
     health::{self, Health},
@@ -20,10 +24,12 @@ use tonic_health::server::HealthReporter;
 use crate::{
     Config, ConfigProblem,
     cluster::ClusterService,
-    history,
+    election::ElectionService,
+    gateway, history,
     kv::KvService,
     lease::LeaseService,
     lessor::{Lessor, Renewals},
+    lock::LockService,
     machine::{Machine, Shared},
     maintenance::MaintenanceService,
     members::{
@@ -38,6 +44,7 @@ use crate::{
     node::{GROUP, Inner, MAX_MESSAGE_BYTES, Node},
     outbox::{MAX_FRAME_BYTES, Outbox, Peers},
     peers::{MEMBER_IDENTITY, PeerService},
+    probes,
     storage::StorageError,
     watch::{Hub, HubLimits, WatchService},
     wire::{Sender, peer_server::PeerServer},
@@ -202,11 +209,15 @@ where
         plaintext_loopback: config.chainfire.plaintext_loopback,
         max_connections: MAX_CLIENTS,
     };
-    let router = client_routes(&node, &lessor, &hub, &changer)
-        .add_service(grpc_health)
+    let routes = client_routes(&node, &lessor, &hub, &changer).add_service(grpc_health);
+    let routes = without_learners(&node, routes);
+    let gateway = gateway::router(&routes, &tasks)
+        .map_err(|error| ServerError::State(format!("the JSON gateway cannot be made: {error}")))?;
+    let router = routes
         .into_axum_router()
-        .merge(health::router(health))
-        .layer(middleware::from_fn_with_state(node.clone(), learner::refuse));
+        .merge(gateway)
+        .merge(probes::router(&node))
+        .merge(health::metrics_router(health));
     let client_tasks = tasks.clone();
     tasks.spawn("client port", Kind::Critical, async move {
         Ok(serve(client_port, router, options, client_tasks).await?)
@@ -297,14 +308,29 @@ fn supervise_membership(tasks: &Tasks, node: &Node, file: MemberFile) {
 fn client_routes(node: &Node, lessor: &Lessor, hub: &Hub, changer: &Changer) -> Routes {
     let kv = KvServer::new(KvService::new(node.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let lease = LeaseService::new(node.clone(), lessor.clone());
-    Routes::new(kv)
+    let routes = Routes::new(kv)
         .add_service(WatchServer::new(WatchService::new(node.clone(), hub.clone())))
         .add_service(LeaseServer::new(lease))
         .add_service(ClusterServer::new(ClusterService::new(
             node.clone(),
             changer.clone(),
         )))
-        .add_service(MaintenanceServer::new(MaintenanceService::new(node.clone())))
+        .add_service(MaintenanceServer::new(MaintenanceService::new(node.clone())));
+    // These are made of calls to the others.
+    let inner = without_learners(node, routes.clone());
+    let (lock, election) = (
+        LockService::new(&inner, &node.tasks),
+        ElectionService::new(&inner, &node.tasks),
+    );
+    routes
+        .add_service(LockServer::new(lock))
+        .add_service(ElectionServer::new(election))
+}
+
+/// The services, but for what a learner may not be asked.
+fn without_learners(node: &Node, routes: Routes) -> Routes {
+    let refuse = middleware::from_fn_with_state(node.clone(), learner::refuse);
+    Routes::from(routes.into_axum_router().layer(refuse))
 }
 
 /// Runs the watch hub until the stop.

@@ -37,6 +37,8 @@ pub struct Member {
     pub client: String,
     pub peer: String,
     pub dir: PathBuf,
+    /// A bug that the member is to have.
+    bug: Option<String>,
     child: Option<Child>,
 }
 
@@ -65,6 +67,7 @@ impl Member {
             .open(self.dir.join("log"))
             .unwrap();
         let child = program(&self.dir.join("conf.toml"))
+            .envs(self.bug.as_ref().map(|bug| (MEMBER_BUG, bug)))
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .stdin(Stdio::null())
@@ -125,7 +128,11 @@ impl Cluster {
 
     /// The same, with more lines in the `[chainfire]` table.
     pub async fn start_with(count: usize, more: &str) -> Cluster {
-        let dir = tempfile::tempdir().unwrap();
+        Cluster::start_in(tempfile::tempdir().unwrap(), count, more, None).await
+    }
+
+    /// The same, with the data in a folder and members with a planted bug.
+    pub async fn start_in(dir: tempfile::TempDir, count: usize, more: &str, bug: Option<&str>) -> Cluster {
         let authority = Authority::create("hearth.internal", SystemTime::now()).unwrap();
         let mut cluster = Cluster {
             members: Vec::new(),
@@ -142,6 +149,7 @@ impl Cluster {
                 client: format!("127.0.0.1:{}", pair[0]),
                 peer: format!("127.0.0.1:{}", pair[1]),
                 dir: member_dir,
+                bug: bug.map(str::to_owned),
                 child: None,
             });
         }
@@ -167,6 +175,7 @@ impl Cluster {
             client: format!("127.0.0.1:{}", ports[0]),
             peer: format!("127.0.0.1:{}", ports[1]),
             dir,
+            bug: None,
             child: None,
         });
         n
@@ -310,6 +319,9 @@ impl Cluster {
 /// Tells a started copy of this binary which member it is.
 const MEMBER_CONFIG: &str = "CHAINFIRE_TEST_MEMBER_CONFIG";
 
+/// Tells it which bug to have.
+const MEMBER_BUG: &str = "CHAINFIRE_TEST_MEMBER_BUG";
+
 /// The command that runs this binary as a member.
 fn program(config: &Path) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
@@ -325,6 +337,9 @@ fn member_process() {
     let Some(path) = std::env::var_os(MEMBER_CONFIG) else {
         return;
     };
+    if let Ok(bug) = std::env::var(MEMBER_BUG) {
+        assert!(chainfire_core::planted::plant(&bug), "no such bug: {bug}");
+    }
     if let Err(error) = serve(Path::new(&path)) {
         eprintln!("{}", hearth_service::tasks::chain(error.as_ref()));
         std::process::exit(1);
