@@ -4,7 +4,7 @@
 //! that it has told everything, the other server must soon have told the same, watcher by watcher.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -126,6 +126,8 @@ fn ask(request: RequestUnion) -> pb::WatchRequest {
 pub struct Watching {
     ours: Stream,
     theirs: Stream,
+    /// Watchers that are no more.
+    ended: BTreeSet<i64>,
     pub events: usize,
 }
 
@@ -134,6 +136,7 @@ impl Watching {
         Watching {
             ours: Stream::open(ours).await,
             theirs: Stream::open(theirs).await,
+            ended: BTreeSet::new(),
             events: 0,
         }
     }
@@ -144,7 +147,15 @@ impl Watching {
         self.theirs.ask(request()).await;
     }
 
+    /// Whether both ended this watcher.
+    pub fn has_ended(&self, id: i64) -> bool {
+        self.ended.contains(&id)
+    }
+
     pub async fn cancel(&self, watch_id: i64) {
+        if self.has_ended(watch_id) {
+            return;
+        }
         let cancel = pb::WatchCancelRequest { watch_id };
         self.ours.ask(RequestUnion::CancelRequest(cancel)).await;
         self.theirs.ask(RequestUnion::CancelRequest(cancel)).await;
@@ -189,6 +200,9 @@ impl Watching {
             return Ok(false);
         }
         self.events += ours.told.values().map(|told| told.events.len()).sum::<usize>();
+        let ended = |told: &Told| told.control.iter().any(|line| line.contains("canceled true"));
+        let ended = ours.told.iter().filter(|(_, told)| ended(told));
+        self.ended.extend(ended.map(|(id, _)| *id));
         ours.told.clear();
         theirs.told.clear();
         Ok(true)
@@ -196,7 +210,7 @@ impl Watching {
 }
 
 fn difference(ours: &BTreeMap<i64, Told>, theirs: &BTreeMap<i64, Told>) -> String {
-    let ids: std::collections::BTreeSet<_> = ours.keys().chain(theirs.keys()).collect();
+    let ids: BTreeSet<_> = ours.keys().chain(theirs.keys()).collect();
     for id in ids {
         let (ours, theirs) = (ours.get(id), theirs.get(id));
         if ours != theirs {
