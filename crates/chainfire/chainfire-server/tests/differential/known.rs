@@ -142,9 +142,9 @@ fn same_range(asked: &pb::RangeRequest, ours: &pb::RangeResponse, theirs: &pb::R
     if ours == theirs {
         return true;
     }
-    let ranks = |reply: &pb::RangeResponse| -> Vec<_> {
-        reply.kvs.iter().map(|kv| rank(asked.sort_target(), kv)).collect()
-    };
+    fn ranks(target: SortTarget, reply: &pb::RangeResponse) -> Vec<(i64, &[u8])> {
+        reply.kvs.iter().map(|kv| rank(target, kv)).collect()
+    }
     let sorted = |reply: &pb::RangeResponse| {
         let mut kvs = reply.kvs.clone();
         kvs.sort_by(|a, b| a.key.cmp(&b.key));
@@ -153,7 +153,7 @@ fn same_range(asked: &pb::RangeRequest, ours: &pb::RangeResponse, theirs: &pb::R
     ours.count >= UNSTABLE
         && asked.sort_target() != SortTarget::Key
         && (&ours.header, ours.more, ours.count) == (&theirs.header, theirs.more, theirs.count)
-        && ranks(ours) == ranks(theirs)
+        && ranks(asked.sort_target(), ours) == ranks(asked.sort_target(), theirs)
         && (ours.more || sorted(ours) == sorted(theirs))
 }
 

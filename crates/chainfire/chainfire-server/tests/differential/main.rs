@@ -83,6 +83,9 @@ struct Pair {
 impl Pair {
     /// `None` when there is no etcd.
     async fn start(bug: Option<&str>) -> Option<Pair> {
+        // One at a time: a port is free until its server has taken it.
+        static STARTING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+        let _turn = STARTING.lock().await;
         let dir = scratch();
         let (etcd, url) = start_etcd(dir.path())?;
         let cluster = Cluster::start_in(scratch(), 1, "", bug).await;
