@@ -8,7 +8,7 @@ pub(crate) enum Clock {
     /// The machine's monotonic clock.
     Real(Instant),
     /// As the simulator sets it.
-    #[cfg(feature = "simulation")]
+    #[cfg(any(test, feature = "simulation"))]
     Simulated(std::sync::Arc<std::sync::atomic::AtomicU64>),
 }
 
@@ -21,7 +21,7 @@ impl Clock {
     pub(crate) fn now_ms(&self) -> u64 {
         match self {
             Clock::Real(start) => u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
-            #[cfg(feature = "simulation")]
+            #[cfg(any(test, feature = "simulation"))]
             Clock::Simulated(now) => now.load(std::sync::atomic::Ordering::Relaxed),
         }
     }

@@ -219,3 +219,188 @@ impl Shared {
         Ok(left_s.unwrap_or(-1))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    };
+
+    use chainfire_client::wire::etcdserverpb::LeaseGrantRequest;
+    use kv_engine::{Engine, MemoryDisk};
+    use prost::Message;
+    use raft_host::{Committed, Payload, StateMachine};
+
+    use super::*;
+    use crate::{clock::Clock, machine::Machine, record::LogRecord};
+
+    /// A member whose clock and log the test holds.
+    struct World {
+        disk: MemoryDisk,
+        clock: Arc<AtomicU64>,
+        machine: Machine,
+        shared: Arc<Shared>,
+        index: u64,
+    }
+
+    impl World {
+        fn new() -> World {
+            let (disk, clock) = (MemoryDisk::new(), Arc::new(AtomicU64::new(0)));
+            let (machine, shared) = open(&disk, &clock);
+            World {
+                disk,
+                clock,
+                machine,
+                shared,
+                index: 0,
+            }
+        }
+
+        fn at(&self, seconds: u64) {
+            self.clock.store(seconds * 1000, Ordering::Relaxed);
+        }
+
+        fn apply(&mut self, term: u64, body: LogBody) {
+            self.index += 1;
+            let bytes = LogRecord { body: Some(body) }.encode_to_vec();
+            let entry = Committed {
+                index: self.index,
+                term,
+                payload: Payload::Command(&bytes),
+            };
+            self.machine.apply(&[entry]).unwrap();
+        }
+
+        fn grant(&mut self, term: u64, id: i64, ttl: i64) {
+            self.apply(term, LogBody::Grant(LeaseGrantRequest { ttl, id }));
+        }
+
+        /// The next checkpoint that is due, applied in `term`.
+        fn checkpoint(&mut self, term: u64) -> Vec<(i64, i64)> {
+            let Due::Checkpoint(checkpoint) = self.shared.due() else {
+                panic!("no checkpoint is due")
+            };
+            self.apply(term, checkpoint.clone().into());
+            self.shared.checkpointed(&checkpoint);
+            checkpoint.ids.into_iter().zip(checkpoint.remaining_s).collect()
+        }
+
+        fn expired(&self) -> Vec<i64> {
+            match self.shared.due() {
+                Due::Expire(expire) => expire.ids,
+                _ => Vec::new(),
+            }
+        }
+
+        fn renew(&self, term: u64, id: i64) -> Option<i64> {
+            self.shared.renew(&[id], leader(term)).unwrap()[0]
+        }
+
+        fn left(&self, term: u64, id: i64) -> i64 {
+            self.shared.remaining(id, leader(term)).unwrap()
+        }
+    }
+
+    fn open(disk: &MemoryDisk, clock: &Arc<AtomicU64>) -> (Machine, Arc<Shared>) {
+        Machine::open(Engine::memory(disk), Clock::Simulated(clock.clone()), 4096).unwrap()
+    }
+
+    fn leader(term: u64) -> LeaderInfo {
+        LeaderInfo {
+            leader: Some(1),
+            term,
+            role: Role::Leader,
+        }
+    }
+
+    #[test]
+    fn what_is_left_of_an_abandoned_lease_survives_leaders_and_restarts() {
+        let mut world = World::new();
+        world.shared.begin_leading(1);
+        world.grant(1, 7, 60);
+        world.grant(1, 8, 60);
+        world.at(20);
+        assert_eq!(world.renew(1, 8), Some(60));
+        world.at(30);
+        assert_eq!(world.checkpoint(1), [(7, 30)]);
+        // The leader dies at 35; the next one leads at 40.
+        world.at(40);
+        world.shared.begin_leading(2);
+        assert_eq!((world.left(2, 7), world.left(2, 8)), (30, 60));
+        world.at(55);
+        assert_eq!(world.checkpoint(2), [(7, 15)]);
+        // It restarts, and leads again at once.
+        world.machine.persist().unwrap();
+        (world.machine, world.shared) = open(&world.disk, &world.clock);
+        world.shared.begin_leading(3);
+        assert_eq!((world.left(3, 7), world.left(3, 8)), (15, 60));
+        world.at(69);
+        assert!(world.expired().is_empty());
+        world.at(70);
+        assert_eq!(world.expired(), [7]);
+    }
+
+    #[test]
+    fn an_owner_that_comes_back_is_answered_when_nothing_is_stored_any_more() {
+        let mut world = World::new();
+        world.shared.begin_leading(1);
+        world.grant(1, 7, 60);
+        world.at(45);
+        assert_eq!(world.checkpoint(1), [(7, 15)]);
+        world.at(50);
+        assert_eq!(world.renew(1, 7), None, "not before it is cleared");
+        assert_eq!(world.checkpoint(1), [(7, 0)]);
+        assert_eq!(world.renew(1, 7), Some(60));
+        // Promised until 110: no leader ends it earlier.
+        world.at(52);
+        world.shared.begin_leading(2);
+        world.at(109);
+        assert_eq!(world.left(2, 7), 3);
+        assert!(world.expired().is_empty());
+    }
+
+    #[test]
+    fn the_clock_of_a_deposed_leader_decides_nothing() {
+        let mut world = World::new();
+        world.shared.begin_leading(1);
+        world.grant(1, 7, 10);
+        // It was stopped for two of the lease's lives; another one leads term 2.
+        world.at(20);
+        let Due::Expire(expire) = world.shared.due() else {
+            panic!("it ran out by this clock")
+        };
+        world.apply(2, expire.into());
+        let stale = CheckpointLeases {
+            ids: vec![7],
+            remaining_s: vec![1],
+            term: 1,
+        };
+        world.apply(2, stale.into());
+        let lease = world.shared.store().leases().get(7).cloned().unwrap();
+        assert_eq!((lease.ttl_s, lease.remaining_s), (10, 0));
+        assert_eq!(world.shared.renew(&[7], leader(2)), Err(OpError::NotLeader));
+        let follower = LeaderInfo {
+            role: Role::Follower,
+            ..leader(1)
+        };
+        assert_eq!(world.shared.renew(&[7], follower), Err(OpError::NotLeader));
+        assert_eq!(world.shared.remaining(7, follower), Err(OpError::NotLeader));
+        assert_eq!(world.shared.renew(&[9], leader(1)), Ok(vec![Some(0)]));
+    }
+
+    #[test]
+    fn thousands_of_leases_end_in_bounded_entries() {
+        let mut world = World::new();
+        world.shared.begin_leading(1);
+        (1..=1200).for_each(|id| world.grant(1, id, 5));
+        world.at(5);
+        let mut entries = Vec::new();
+        while let Due::Expire(expire) = world.shared.due() {
+            entries.push(expire.ids.len());
+            world.apply(1, expire.into());
+        }
+        assert_eq!(entries, [EXPIRE_LEASES, EXPIRE_LEASES, 200]);
+        assert!(world.shared.store().leases().is_empty());
+    }
+}

@@ -1,13 +1,13 @@
 //! Renewals in batches: what waits is renewed together, with one barrier on the leader or one call to it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use chainfire_core::OpError;
 use hearth_service::tasks::Kind;
 use raft_host::NodeId;
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use super::{ATTEMPT, Lessor, PATIENCE, PAUSE};
@@ -17,6 +17,8 @@ use crate::wire::RenewLeasesRequest;
 const QUEUE: usize = 8192;
 /// Renewals in one batch, and so in one call to the leader.
 pub(crate) const MAX_RENEWALS: usize = 4096;
+/// Shortest time between two batches: a lone renewal goes at once, many go together. A barrier costs all members.
+const GATHER: Duration = Duration::from_millis(20);
 /// Batches under way at once: one that waits for what is stored to be cleared does not hold up the others.
 const BATCHES: usize = 4;
 /// What a member answers for a lease about which it is to be asked again.
@@ -60,6 +62,7 @@ impl Lessor {
     /// Renews what waits, batch after batch, until the stop.
     pub(crate) async fn renew_in_batches(&self, mut renewals: Renewals) {
         let slots = Arc::new(Semaphore::new(BATCHES));
+        let mut next = Instant::now();
         loop {
             let mut batch = Vec::new();
             let taken = tokio::select! {
@@ -72,7 +75,9 @@ impl Lessor {
             if taken == 0 {
                 return;
             }
-            // What came while a slot was waited for goes along.
+            sleep_until(next).await;
+            next = Instant::now() + GATHER;
+            // What came meanwhile goes along.
             while batch.len() < MAX_RENEWALS
                 && let Ok(ask) = renewals.0.try_recv()
             {
