@@ -21,6 +21,9 @@ use crate::{common::PATIENCE, known, server::Server};
 /// Id of the watcher that opens a stream: etcd sends its headers with its first answer only.
 const OPENER: i64 = 1_000_000;
 
+/// How often in a row both must have told the same where there is no progress to go by.
+const SETTLED: u32 = 3;
+
 /// What one watcher was told since the last quiet point.
 #[derive(Debug, Default, PartialEq, Clone)]
 pub struct Told {
@@ -128,6 +131,8 @@ pub struct Watching {
     theirs: Stream,
     /// Watchers that are no more.
     ended: BTreeSet<i64>,
+    /// The newest revision that a watcher begins at.
+    future: i64,
     pub events: usize,
 }
 
@@ -137,11 +142,13 @@ impl Watching {
             ours: Stream::open(ours).await,
             theirs: Stream::open(theirs).await,
             ended: BTreeSet::new(),
+            future: 0,
             events: 0,
         }
     }
 
-    pub async fn create(&self, create: &pb::WatchCreateRequest) {
+    pub async fn create(&mut self, create: &pb::WatchCreateRequest) {
+        self.future = self.future.max(create.start_revision);
         let request = || RequestUnion::CreateRequest(create.clone());
         self.ours.ask(request()).await;
         self.theirs.ask(request()).await;
@@ -164,6 +171,9 @@ impl Watching {
     /// Waits until both have told everything up to `revision`, and compares.
     pub async fn compare(&mut self, revision: i64) -> Result<(), String> {
         let end = Instant::now() + PATIENCE;
+        if revision < self.future {
+            return self.settle(end).await;
+        }
         // Our stream answers in order: what was asked before this is answered when the progress comes.
         self.ours.seen.lock().unwrap().progress = 0;
         let progress = || RequestUnion::ProgressRequest(pb::WatchProgressRequest {});
@@ -186,6 +196,21 @@ impl Watching {
                 return Err(difference(&ours.told, &theirs.told));
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        Ok(())
+    }
+
+    /// While a watcher waits for a revision to come, nobody tells progress: both have told what they will when they
+    /// have told the same and go on to.
+    async fn settle(&mut self, end: Instant) -> Result<(), String> {
+        let mut equal = 0;
+        while equal < SETTLED {
+            equal = if self.equal_now()? { equal + 1 } else { 0 };
+            if Instant::now() > end {
+                let (ours, theirs) = (self.ours.seen.lock().unwrap(), self.theirs.seen.lock().unwrap());
+                return Err(difference(&ours.told, &theirs.told));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
         Ok(())
     }
