@@ -43,6 +43,7 @@ mod members;
 mod metrics;
 mod node;
 mod outbox;
+mod oversize;
 mod peers;
 mod probes;
 mod range_stream;

@@ -43,6 +43,7 @@ use crate::{
     metrics,
     node::{GROUP, Inner, MAX_MESSAGE_BYTES, Node},
     outbox::{MAX_FRAME_BYTES, Outbox, Peers},
+    oversize,
     peers::{MEMBER_IDENTITY, PeerService},
     probes,
     storage::StorageError,
@@ -327,10 +328,11 @@ fn client_routes(node: &Node, lessor: &Lessor, hub: &Hub, changer: &Changer) -> 
         .add_service(ElectionServer::new(election))
 }
 
-/// The services, but for what a learner may not be asked.
+/// The services, but for what a learner may not be asked and what is too large.
 fn without_learners(node: &Node, routes: Routes) -> Routes {
     let refuse = middleware::from_fn_with_state(node.clone(), learner::refuse);
-    Routes::from(routes.into_axum_router().layer(refuse))
+    let translate = middleware::map_response(oversize::translate);
+    Routes::from(routes.into_axum_router().layer(refuse).layer(translate))
 }
 
 /// Runs the watch hub until the stop.

@@ -257,6 +257,25 @@ async fn every_row_has_its_call() {
     assert!(produced >= 17, "only {produced} rows were produced");
 }
 
+/// Beyond the connection's limit the refusal is gRPC's own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_beyond_the_limit() {
+    let cluster = Cluster::start(1).await;
+    let mut calls = calls(&cluster.members[0].client);
+    let value = Bytes::from(vec![b'x'; 3_000_000]);
+    let refused = calls
+        .kv
+        .put(pb::PutRequest { value, ..put("a") })
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
+    let text = refused.message();
+    assert!(
+        text.starts_with("grpc: received message larger than max (30000") && text.ends_with(" vs. 2097152)"),
+        "{text}"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_majority() {
     let mut cluster = Cluster::start(3).await;

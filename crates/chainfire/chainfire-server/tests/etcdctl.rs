@@ -85,6 +85,9 @@ async fn a_tour() {
     watches(&ctl);
     leases(&ctl);
     locks(&ctl);
+    interactive(&ctl);
+    elections(&ctl);
+    mirrors(&ctl).await;
     cluster_and_maintenance(&ctl);
 }
 
@@ -258,6 +261,125 @@ fn locks(ctl: &Ctl<'_>) {
         let out = child.wait_with_output().unwrap();
         assert_eq!(String::from_utf8_lossy(&out.stdout), format!("{n}\n"));
     }
+}
+
+/// `watch -i` and `txn -i` read their commands from the input.
+fn interactive(ctl: &Ctl<'_>) {
+    let shown = ctl.fed(
+        &["txn", "-i"],
+        "mod(\"a\") > \"0\"\n\nput interactive 1\n\nget a\n\n",
+    );
+    assert!(shown.contains("SUCCESS\n\nOK\n"), "{shown}");
+    let mut child = ctl
+        .command(&["watch", "-i"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    input
+        .write_all(b"watch i1\nwatch i2 --prefix\nprogress\n")
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap())
+        .lines()
+        .map_while(Result::ok);
+    // The answer to `progress` says that both watchers are there.
+    assert!(lines.next().unwrap().contains("progress notify"));
+    ctl.ok(&["put", "i1", "x"]);
+    ctl.ok(&["put", "i22", "y"]);
+    // Each watcher shows it.
+    let mut seen: Vec<String> = lines
+        .filter(|line| !line.contains("progress notify"))
+        .take(6)
+        .collect();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    seen.sort();
+    assert_eq!(seen, ["PUT", "PUT", "i1", "i22", "x", "y"]);
+
+    let granted = ctl.ok(&["lease", "grant", "2"]);
+    let id = granted.split_whitespace().nth(1).unwrap();
+    let mut keeper = ctl
+        .command(&["lease", "keep-alive", id])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let kept: Vec<String> = BufReader::new(keeper.stdout.take().unwrap())
+        .lines()
+        .map_while(Result::ok)
+        .take(3)
+        .collect();
+    keeper.kill().unwrap();
+    keeper.wait().unwrap();
+    assert_eq!(kept, vec![format!("lease {id} keepalived with TTL(2)"); 3]);
+}
+
+fn elections(ctl: &Ctl<'_>) {
+    let listen = |lines: usize| {
+        let mut child = ctl
+            .command(&["elect", "--listen", "post"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let seen: Vec<String> = BufReader::new(child.stdout.take().unwrap())
+            .lines()
+            .map_while(Result::ok)
+            .take(lines)
+            .collect();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        seen
+    };
+    let candidate = |proposal: &str| {
+        let mut child = ctl
+            .command(&["elect", "post", proposal])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        (child, lines)
+    };
+    let (first, mut said) = candidate("one");
+    assert!(said.next().unwrap().unwrap().starts_with("post/"));
+    assert_eq!(said.next().unwrap().unwrap(), "one");
+    assert_eq!(listen(2).last().unwrap(), "one");
+    let (mut second, mut said_second) = candidate("two");
+    // SIGINT: it resigns.
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(first.id().cast_signed()),
+        nix::sys::signal::Signal::SIGINT,
+    )
+    .unwrap();
+    first.wait_with_output().unwrap();
+    assert!(said_second.next().unwrap().unwrap().starts_with("post/"));
+    assert_eq!(said_second.next().unwrap().unwrap(), "two");
+    second.kill().unwrap();
+    second.wait().unwrap();
+}
+
+/// Everything under a prefix is carried to another store, and what comes later follows.
+async fn mirrors(ctl: &Ctl<'_>) {
+    let other = Cluster::start(1).await;
+    let there = Ctl(&other);
+    ctl.ok(&["put", "mirror/1", "x"]);
+    let endpoint = &other.members[0].client;
+    let mut mirror = ctl
+        .command(&["make-mirror", "--prefix", "mirror/", endpoint])
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    common::eventually("the mirror has what was there", async || {
+        there.ok(&["get", "mirror/1", "--print-value-only"]) == "x\n"
+    })
+    .await;
+    ctl.ok(&["put", "mirror/2", "y"]);
+    ctl.ok(&["del", "mirror/1"]);
+    common::eventually("the mirror follows", async || {
+        there.ok(&["get", "mirror/", "--prefix"]) == "mirror/2\ny\n"
+    })
+    .await;
+    mirror.kill().unwrap();
+    mirror.wait().unwrap();
 }
 
 fn cluster_and_maintenance(ctl: &Ctl<'_>) {

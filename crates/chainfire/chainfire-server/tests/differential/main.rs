@@ -35,7 +35,7 @@ mod watching;
 use std::{
     path::Path,
     sync::atomic::{AtomicU64, Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use common::{Cluster, PATIENCE};
@@ -75,6 +75,8 @@ struct Pair {
     ours: Server,
     theirs: Server,
     version: Version,
+    /// How long watchers may take to be told.
+    patience: Duration,
     _cluster: Cluster,
     _etcd: server::Etcd,
     _dir: tempfile::TempDir,
@@ -97,6 +99,7 @@ impl Pair {
             ours,
             theirs,
             version,
+            patience: PATIENCE,
             _cluster: cluster,
             _etcd: etcd,
             _dir: dir,
@@ -106,7 +109,7 @@ impl Pair {
     /// Plays a seed; the first difference as the error.
     async fn play(&mut self, seed: u64, steps: usize) -> Result<Run, String> {
         let mut random = Random::new(seed);
-        let mut watching = Watching::open(&self.ours, &self.theirs).await;
+        let mut watching = Watching::open(&self.ours, &self.theirs, self.patience).await;
         let (mut refused, mut revision, mut next_watcher) = (0, 1, 1);
         for n in 0..steps {
             let step = Step::random(

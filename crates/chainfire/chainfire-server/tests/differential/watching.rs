@@ -16,7 +16,7 @@ use chainfire_client::wire::{
 use tokio::{sync::mpsc, task::JoinHandle, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::{common::PATIENCE, known, server::Server};
+use crate::{known, server::Server};
 
 /// Id of the watcher that opens a stream: etcd sends its headers with its first answer only.
 const OPENER: i64 = 1_000_000;
@@ -129,6 +129,7 @@ fn ask(request: RequestUnion) -> pb::WatchRequest {
 pub struct Watching {
     ours: Stream,
     theirs: Stream,
+    patience: Duration,
     /// Watchers that are no more.
     ended: BTreeSet<i64>,
     /// The newest revision that a watcher begins at.
@@ -137,8 +138,9 @@ pub struct Watching {
 }
 
 impl Watching {
-    pub async fn open(ours: &Server, theirs: &Server) -> Watching {
+    pub async fn open(ours: &Server, theirs: &Server, patience: Duration) -> Watching {
         Watching {
+            patience,
             ours: Stream::open(ours).await,
             theirs: Stream::open(theirs).await,
             ended: BTreeSet::new(),
@@ -170,7 +172,7 @@ impl Watching {
 
     /// Waits until both have told everything up to `revision`, and compares.
     pub async fn compare(&mut self, revision: i64) -> Result<(), String> {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + self.patience;
         if revision < self.future {
             return self.settle(end).await;
         }
