@@ -50,6 +50,9 @@ const STEPS: usize = 2500;
 const LONG_STEPS: usize = 25_000;
 /// Watchers are compared at least so often, in requests.
 const QUIET: usize = 400;
+/// etcd looks after watchers of the past every 100 ms, and says nothing when it has caught one up: a compaction in
+/// between would end it there and not here.
+const CATCH_UP: Duration = Duration::from_millis(400);
 /// Watchers at once.
 const WATCHERS: i64 = 12;
 
@@ -131,6 +134,9 @@ impl Pair {
                         create.watch_id = next_watcher;
                     }
                     watching.create(&create).await;
+                    if (1..=revision).contains(&create.start_revision) {
+                        tokio::time::sleep(CATCH_UP).await;
+                    }
                     watching.compare(revision).await.map_err(failed)?;
                     next_watcher += 1;
                     if next_watcher > WATCHERS {
@@ -216,7 +222,7 @@ async fn the_same_requests_get_the_same_answers() {
     if let Some(ops) = variable("CHAINFIRE_FUZZ_OPS") {
         return long_run(ops, steps.unwrap_or(LONG_STEPS)).await;
     }
-    let seeds = std::env::var("CHAINFIRE_FUZZ_SEEDS").unwrap_or_else(|_| "1,2,3".to_owned());
+    let seeds = std::env::var("CHAINFIRE_FUZZ_SEEDS").unwrap_or_else(|_| "1,2".to_owned());
     for seed in seeds.split(',') {
         if !run_seed(seed.parse().unwrap(), steps.unwrap_or(STEPS)).await {
             return;
