@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use hearth_types::Name;
 
+use crate::cli_chainfire::Chainfire;
 use crate::output::Format;
 
 #[derive(Parser)]
@@ -72,6 +73,8 @@ pub(crate) enum Command {
     /// Users, projects and rights
     #[command(subcommand)]
     Iam(Iam),
+    /// The store: members, backups, recovery
+    Chainfire(Chainfire),
     /// Prints a completion script: `source <(hearth completion bash)`
     Completion { shell: clap_complete::Shell },
 }

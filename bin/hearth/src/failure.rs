@@ -70,6 +70,9 @@ pub(crate) fn kind(error: &anyhow::Error) -> Option<ErrorKind> {
         if let Some(failure) = cause.downcast_ref::<Failure>() {
             return Some(failure.kind);
         }
+        if let Some(store) = cause.downcast_ref::<chainfire_client::Error>() {
+            return Some(store.kind());
+        }
         if let Some(client) = cause.downcast_ref::<plasmavmc_client::ClientError>() {
             return client.kind();
         }

@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod cli;
+mod cli_chainfire;
 mod cluster;
 mod commands;
 mod context;

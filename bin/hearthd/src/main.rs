@@ -11,6 +11,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+mod chainfire_tool;
 mod roles;
 mod supervise;
 
@@ -37,6 +38,9 @@ enum Role {
     Plasmavmc(RoleArgs),
     /// A node's agent: runs its virtual machines
     Agent(RoleArgs),
+    /// Works on Chainfire members that do not run (`hearth chainfire` passes this)
+    #[command(subcommand, hide = true)]
+    ChainfireTool(chainfire_tool::Tool),
     /// Starts the processes of DIR/conf/processes.toml in order and restarts what dies
     Supervise {
         /// The data folder that `hearth cluster init` made
@@ -72,6 +76,12 @@ fn main() -> ExitCode {
         Role::Flashdns(args) => roles::flashdns(&args),
         Role::Plasmavmc(args) => roles::plasmavmc(&args),
         Role::Agent(args) => roles::agent(&args),
+        Role::ChainfireTool(tool) => match chainfire_tool::run(tool) {
+            Ok(true) => Ok(()),
+            // It has said why, for the program that called it.
+            Ok(false) => return ExitCode::FAILURE,
+            Err(error) => Err(error),
+        },
         Role::Supervise { data_dir, detach } => supervise::run(&data_dir, detach),
     };
     match outcome {

@@ -97,7 +97,7 @@ fn start_supervisor(layout: &Layout) -> Result<()> {
 }
 
 /// The server program beside this one.
-fn hearthd() -> Result<PathBuf> {
+pub(crate) fn hearthd() -> Result<PathBuf> {
     let own = std::env::current_exe().context("cannot find this program")?;
     let program = own.with_file_name("hearthd");
     if program.exists() {

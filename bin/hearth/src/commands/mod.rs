@@ -1,5 +1,6 @@
 //! One file per subject of the command line.
 
+mod chainfire;
 mod console;
 mod iam;
 mod image;
@@ -61,6 +62,7 @@ pub(crate) async fn run(cli: Cli) -> Result<()> {
         Command::Image(command) => image::run(&env, command).await,
         Command::Vm(command) => vm::run(&env, command).await,
         Command::Node(command) => node::run(&env, command).await,
+        Command::Chainfire(command) => chainfire::run(&env, command).await,
         Command::Iam(command) => iam::run(&env, command).await,
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "hearth", &mut std::io::stdout());

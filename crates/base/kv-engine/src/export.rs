@@ -101,68 +101,82 @@ pub(crate) enum Target {
     Memory(MemoryReplace),
 }
 
-/// A running import: [`Import::feed`] every byte of an export, then [`Import::finish`]. Until then, and when it is
-/// dropped, the keyspaces keep their content. No other import of the same keyspaces may run meanwhile; what is
-/// written to them meanwhile is lost.
-#[derive(Debug)]
-pub struct Import {
-    target: Target,
+/// Takes an export apart and checks it, without an engine: feed it every byte, then ask [`ExportReader::is_complete`].
+#[derive(Debug, Default)]
+pub struct ExportReader {
     rest: BytesMut,
     pairs: u64,
     ended: bool,
 }
 
-impl Import {
-    pub(crate) fn new(target: Target) -> Import {
-        Import {
-            target,
-            rest: BytesMut::new(),
-            pairs: 0,
-            ended: false,
-        }
-    }
+/// Pairs of one keyspace, in the order of the export.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exported {
+    /// The keyspace's name.
+    pub keyspace: String,
+    /// Keys and values.
+    pub pairs: Vec<(Bytes, Bytes)>,
+}
 
-    /// Takes the next bytes.
-    pub fn feed(&mut self, bytes: &[u8]) -> Result<(), EngineError> {
+impl ExportReader {
+    /// Takes the next bytes; returns the pairs that are complete with them. Bytes behind
+    /// the export's end stay in [`ExportReader::rest`].
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<Vec<Exported>, EngineError> {
         self.rest.extend_from_slice(bytes);
+        let mut found = Vec::new();
         loop {
+            if self.ended {
+                return Ok(found);
+            }
             let Some((mut head, _)) = self.rest.split_at_checked(HEAD) else {
-                return Ok(());
+                return Ok(found);
             };
             let (length, crc) = (head.get_u32_le() as usize, head.get_u32_le());
             if length > MAX_FRAME_BYTES {
                 return Err(EngineError::Import("a frame has an impossible length"));
             }
             if self.rest.len() < HEAD + length {
-                return Ok(());
+                return Ok(found);
             }
             self.rest.advance(HEAD);
             let payload = self.rest.split_to(length).freeze();
             if crc32fast::hash(&payload) != crc {
                 return Err(EngineError::Import("a checksum is wrong"));
             }
-            self.frame(payload)?;
+            found.extend(self.frame(payload)?);
         }
     }
 
-    fn frame(&mut self, mut payload: Bytes) -> Result<(), EngineError> {
+    /// Whether the end has come, with all pairs that it tells of.
+    pub fn is_complete(&self) -> bool {
+        self.ended
+    }
+
+    /// What has been fed and not taken: a begun frame, or what follows the end.
+    pub fn rest(&self) -> &[u8] {
+        &self.rest
+    }
+
+    /// Pairs so far.
+    pub fn pairs(&self) -> u64 {
+        self.pairs
+    }
+
+    fn frame(&mut self, mut payload: Bytes) -> Result<Option<Exported>, EngineError> {
         const SHORT: EngineError = EngineError::Import("a frame is too short");
-        if self.ended {
-            return Err(EngineError::Import("something follows its end"));
-        }
         match payload.try_get_u8().map_err(|_| SHORT)? {
             KIND_END => {
                 self.ended = true;
                 let told = payload.try_get_u64_le().map_err(|_| SHORT)?;
                 if told == self.pairs {
-                    Ok(())
+                    Ok(None)
                 } else {
                     Err(EngineError::Import("pairs are missing"))
                 }
             }
             KIND_PAIRS => {
                 let name = take(&mut payload, |p| p.try_get_u8().map(usize::from)).ok_or(SHORT)?;
-                let name = String::from_utf8_lossy(&name).into_owned();
+                let keyspace = String::from_utf8_lossy(&name).into_owned();
                 let mut pairs = Vec::new();
                 while payload.has_remaining() {
                     let key_length = payload.try_get_u32_le().map_err(|_| SHORT)? as usize;
@@ -173,18 +187,47 @@ impl Import {
                     pairs.push((payload.split_to(key_length), payload.split_to(value)));
                 }
                 self.pairs += pairs.len() as u64;
-                match &mut self.target {
-                    Target::Disk(target) => target.put(&name, pairs),
-                    Target::Memory(target) => target.put(&name, pairs),
-                }
+                Ok(Some(Exported { keyspace, pairs }))
             }
             _ => Err(EngineError::Import("a frame of an unknown kind")),
         }
     }
+}
+
+/// A running import: [`Import::feed`] every byte of an export, then [`Import::finish`]. Until then, and when it is
+/// dropped, the keyspaces keep their content. No other import of the same keyspaces may run meanwhile; what is
+/// written to them meanwhile is lost.
+#[derive(Debug)]
+pub struct Import {
+    target: Target,
+    reader: ExportReader,
+}
+
+impl Import {
+    pub(crate) fn new(target: Target) -> Import {
+        Import {
+            target,
+            reader: ExportReader::default(),
+        }
+    }
+
+    /// Takes the next bytes.
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<(), EngineError> {
+        for Exported { keyspace, pairs } in self.reader.feed(bytes)? {
+            match &mut self.target {
+                Target::Disk(target) => target.put(&keyspace, pairs),
+                Target::Memory(target) => target.put(&keyspace, pairs),
+            }?;
+        }
+        if self.reader.is_complete() && !self.reader.rest().is_empty() {
+            return Err(EngineError::Import("something follows its end"));
+        }
+        Ok(())
+    }
 
     /// Replaces the keyspaces in one step, durably.
     pub fn finish(self) -> Result<(), EngineError> {
-        if !self.ended || !self.rest.is_empty() {
+        if !self.reader.is_complete() {
             return Err(EngineError::Import("its end is missing"));
         }
         match self.target {

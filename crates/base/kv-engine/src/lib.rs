@@ -9,7 +9,7 @@
 //!
 //! # Entry points
 //! [`Engine::open`], [`Engine::keyspace`], [`Engine::write`] of a [`Batch`], [`Engine::snapshot`],
-//! [`Engine::persist`], [`Snapshot::export`] and [`Engine::import`].
+//! [`Engine::persist`], [`Snapshot::export`] and [`Engine::import`] ([`ExportReader`] checks an export by itself).
 //!
 //! # Invariants
 //! 1. A batch is seen whole or not at all, by readers and after a crash, across keyspaces.
@@ -32,7 +32,7 @@ use bytes::Bytes;
 
 pub use batch::Batch;
 pub use error::EngineError;
-pub use export::{Export, Import};
+pub use export::{Export, ExportReader, Exported, Import};
 pub use memory::MemoryDisk;
 pub use range::Range;
 

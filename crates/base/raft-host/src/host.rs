@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use raft_engine::env::FileSystem;
 
-use crate::group::Group;
+use crate::group::{Group, Trust};
 use crate::log::Log;
 use crate::{
     Applied, ConfChange, ConfChangeError, Fatal, GroupConfig, GroupId, HostConfig, LeaderInfo, Membership,
@@ -163,7 +163,7 @@ impl<F: FileSystem> Host<F> {
                     "group id {id} is reserved or used twice"
                 )));
             }
-            open.insert(id, Group::open(&config, &mut log, group)?);
+            open.insert(id, Group::open(&config, &mut log, group, Trust::Committed)?);
         }
         Ok(Host {
             config,

@@ -15,6 +15,7 @@
 //! - [`Host`]: the core. `Host::round(inputs) -> outputs`, single-threaded and deterministic. The simulator
 //!   drives it directly.
 //! - [`start`]: the same core on a thread of its own, behind a cloneable [`HostHandle`]. Production uses this.
+//! - [`offline`]: logs of stopped hosts, for backup tools and for the recovery from a lost majority.
 //!
 //! # Invariants
 //! 1. Nothing that promises durability (a vote, an append acknowledgement) leaves before its fsync has returned.
@@ -39,6 +40,7 @@ mod host;
 mod log;
 mod machine;
 mod membership;
+pub mod offline;
 mod proposals;
 mod reads;
 mod shell;
@@ -54,6 +56,7 @@ pub use error::{ConfChangeError, Fatal, OpenError, ProposeError, ReadError, Tran
 pub use host::{Host, Input, Output, Reply, RequestId};
 pub use machine::{Committed, MachineError, Payload, SnapshotSink, SnapshotSource, StateMachine};
 pub use membership::{ConfChange, Member, Membership, Peer};
+pub use offline::Found;
 pub use proposals::Applied;
 pub use raft_engine::env::{DefaultFileSystem, FileSystem, Handle as FileHandle, Permission, WriteExt};
 pub use shell::{HostHandle, start};

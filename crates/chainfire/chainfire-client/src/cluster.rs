@@ -41,10 +41,26 @@ pub struct MemberStatus {
     pub raft_applied_index: u64,
     /// Bytes on its disk.
     pub db_size: i64,
+    /// Bytes of them in use.
+    pub db_size_in_use: i64,
+    /// Most bytes that it lets collect; 0: it does not say.
+    pub db_size_quota: i64,
+    /// A learner has no vote.
+    pub is_learner: bool,
     /// Version it reports to clients.
     pub version: String,
     /// What it complains about.
     pub errors: Vec<String>,
+}
+
+fn member(member: pb::Member) -> Member {
+    Member {
+        id: member.id,
+        name: member.name,
+        peer_urls: member.peer_ur_ls,
+        client_urls: member.client_ur_ls,
+        is_learner: member.is_learner,
+    }
 }
 
 impl Client {
@@ -56,13 +72,61 @@ impl Client {
                 async move { Ok(cluster_stub(channel).member_list(message).await?.into_inner()) }
             })
             .await?;
-        let member = |member: pb::Member| Member {
-            id: member.id,
-            name: member.name,
-            peer_urls: member.peer_ur_ls,
-            client_urls: member.client_ur_ls,
-            is_learner: member.is_learner,
-        };
+        Ok(reply.members.into_iter().map(member).collect())
+    }
+
+    /// Adds a member that will serve the others at `peer_urls`; returns it with its id, and all members.
+    pub async fn member_add(
+        &self,
+        peer_urls: &[String],
+        learner: bool,
+    ) -> Result<(Option<Member>, Vec<Member>)> {
+        let reply = self
+            .call(CallKind::Write, |channel| {
+                let message = request(pb::MemberAddRequest {
+                    peer_ur_ls: peer_urls.to_vec(),
+                    is_learner: learner,
+                });
+                async move { Ok(cluster_stub(channel).member_add(message).await?.into_inner()) }
+            })
+            .await?;
+        let all = reply.members.into_iter().map(member).collect();
+        Ok((reply.member.map(member), all))
+    }
+
+    /// Removes a member, for ever.
+    pub async fn member_remove(&self, id: u64) -> Result<Vec<Member>> {
+        let reply = self
+            .call(CallKind::Write, |channel| {
+                let message = request(pb::MemberRemoveRequest { id });
+                async move { Ok(cluster_stub(channel).member_remove(message).await?.into_inner()) }
+            })
+            .await?;
+        Ok(reply.members.into_iter().map(member).collect())
+    }
+
+    /// Gives a member other peer addresses.
+    pub async fn member_update(&self, id: u64, peer_urls: &[String]) -> Result<Vec<Member>> {
+        let reply = self
+            .call(CallKind::Write, |channel| {
+                let message = request(pb::MemberUpdateRequest {
+                    id,
+                    peer_ur_ls: peer_urls.to_vec(),
+                });
+                async move { Ok(cluster_stub(channel).member_update(message).await?.into_inner()) }
+            })
+            .await?;
+        Ok(reply.members.into_iter().map(member).collect())
+    }
+
+    /// Gives a learner a vote.
+    pub async fn member_promote(&self, id: u64) -> Result<Vec<Member>> {
+        let reply = self
+            .call(CallKind::Write, |channel| {
+                let message = request(pb::MemberPromoteRequest { id });
+                async move { Ok(cluster_stub(channel).member_promote(message).await?.into_inner()) }
+            })
+            .await?;
         Ok(reply.members.into_iter().map(member).collect())
     }
 
@@ -90,6 +154,9 @@ impl Client {
                     raft_index: reply.raft_index,
                     raft_applied_index: reply.raft_applied_index,
                     db_size: reply.db_size,
+                    db_size_in_use: reply.db_size_in_use,
+                    db_size_quota: reply.db_size_quota,
+                    is_learner: reply.is_learner,
                     version: reply.version,
                     errors: reply.errors,
                 }

@@ -56,6 +56,8 @@ struct Shared {
 pub(crate) enum CallKind {
     /// Changes nothing (or nothing that a repetition would change): repeat freely.
     Idempotent,
+    /// The same, and it may take long: one attempt gets all the time there is.
+    Slow,
     /// Repeat only when provably not applied.
     Write,
 }
@@ -129,7 +131,7 @@ impl Client {
             let attempt_end = match kind {
                 CallKind::Idempotent => end.min(Instant::now() + READ_ATTEMPT),
                 // A write that is given up is lost from sight: it gets all the time there is.
-                CallKind::Write => end,
+                CallKind::Write | CallKind::Slow => end,
             };
             let failed = match timeout_at(attempt_end, attempt(channel)).await {
                 Ok(Ok(reply)) => return Ok(reply),
@@ -140,10 +142,10 @@ impl Client {
                 (Attempt::Final(error), _) => return Err(error),
                 (Attempt::NotApplied(error), _) => error,
                 (Attempt::Unknown(detail), CallKind::Write) => return Err(Error::UnknownOutcome { detail }),
-                (Attempt::Unknown(_), CallKind::Idempotent) if Instant::now() >= end => {
+                (Attempt::Unknown(_), _) if Instant::now() >= end => {
                     return Err(Error::Timeout);
                 }
-                (Attempt::Unknown(detail), CallKind::Idempotent) => Error::Unavailable { detail },
+                (Attempt::Unknown(detail), _) => Error::Unavailable { detail },
             };
             self.rotate(index);
             failures += 1;

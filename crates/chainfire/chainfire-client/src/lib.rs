@@ -19,6 +19,7 @@ mod election;
 mod error;
 mod kv;
 mod lease;
+mod maintenance;
 mod txn;
 mod watch;
 pub mod wire;
@@ -32,6 +33,7 @@ pub use kv::{
     DeleteOutcome, GetOutcome, KeyValue, Listing, MAX_LIST_RESTARTS, PAGE_KEYS, PutOutcome, prefix_end,
 };
 pub use lease::{KeepAlive, Lease, LeaseState};
+pub use maintenance::{Alarm, SnapshotPieces, StateHash};
 pub use txn::{Compare, CompareTarget, Op, OpOutcome, Txn, TxnOutcome};
 pub use watch::{WatchEvent, WatchOptions, WatchUpdate, Watcher};
 

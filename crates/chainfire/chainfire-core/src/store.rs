@@ -212,6 +212,18 @@ impl<S: RevisionStore> Store<S> {
         self.index.push(key, Version::of(at, event));
     }
 
+    /// Goes on at `revision`, far ahead, and forgets all history before it; keys and leases stay as they are. For a
+    /// state that becomes another cluster's first: a watcher with a revision of the old cluster, also one that this
+    /// state never had, is told that it is compacted.
+    pub fn jump(&mut self, revision: i64) -> Result<(), S::Error> {
+        assert!(revision > self.revision, "revisions only grow");
+        self.revision = revision;
+        match self.compact(revision) {
+            Ok(_) | Err(Failure::Refused(_)) => Ok(()),
+            Err(Failure::Storage(error)) => Err(error),
+        }
+    }
+
     /// Revision of the last change.
     pub fn revision(&self) -> i64 {
         self.revision

@@ -37,6 +37,15 @@ pub struct Chainfire {
     /// collect before the older ones are dropped.
     #[serde(default = "default_keep_log_entries")]
     pub keep_log_entries: u64,
+    /// Where this member writes backups by itself; nowhere when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup_dir: Option<PathBuf>,
+    /// Seconds between two of them.
+    #[serde(default = "default_backup_every_s")]
+    pub backup_every_s: u64,
+    /// How many of them are kept; older ones are removed.
+    #[serde(default = "default_backup_keep")]
+    pub backup_keep: usize,
     /// Memory for recent changes that watchers share, bytes. Who lags further behind is caught up from storage.
     #[serde(default = "default_watch_ring_bytes")]
     pub watch_ring_bytes: usize,
@@ -89,6 +98,14 @@ fn default_keep_log_entries() -> u64 {
     5_000
 }
 
+fn default_backup_every_s() -> u64 {
+    6 * 3600
+}
+
+fn default_backup_keep() -> usize {
+    8
+}
+
 fn default_watch_ring_bytes() -> usize {
     crate::machine::RING_BYTES
 }
@@ -111,6 +128,9 @@ pub enum ConfigProblem {
     /// `member` is not in `members`.
     #[error("[chainfire] member `{0}` does not stand in [[chainfire.members]]; add it or correct the name")]
     Unlisted(String),
+    /// Backups would be made without end, or none kept.
+    #[error("[chainfire] backup_every_s and backup_keep must be at least 1 where backup_dir is given")]
+    Backups,
     /// Two members share a name.
     #[error("[[chainfire.members]] lists `{0}` twice; names are unique")]
     Twice(String),
@@ -148,6 +168,9 @@ impl Chainfire {
         let is_digest = |text: &String| text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
         if !self.join_token_sha256.as_ref().is_none_or(is_digest) {
             return Err(ConfigProblem::Digest);
+        }
+        if self.backup_dir.is_some() && (self.backup_every_s == 0 || self.backup_keep == 0) {
+            return Err(ConfigProblem::Backups);
         }
         let progress_ms = self.watch_progress_notify_interval_ms;
         if progress_ms < MIN_PROGRESS_NOTIFY_MS {
@@ -205,6 +228,9 @@ mod tests {
             initial_cluster_state: InitialState::New,
             join_token_sha256: None,
             join_token_file: None,
+            backup_dir: None,
+            backup_every_s: default_backup_every_s(),
+            backup_keep: default_backup_keep(),
             watch_ring_bytes: default_watch_ring_bytes(),
             max_watchers: default_max_watchers(),
             watch_progress_notify_interval_ms: default_watch_progress_notify_interval_ms(),

@@ -4,7 +4,7 @@
 //! identities, [`auth`](self)), the consensus algorithm (`raft-host`), files (`kv-engine` and `raft-host`), what keys
 //! mean. What a command does is decided in `chainfire-core`; here it is carried, stored and served.
 //!
-//! Entry points: [`Config`], [`run`].
+//! Entry points: [`Config`], [`run`]; [`offline`] for what is done to members that do not run.
 //!
 //! Invariants:
 //! 1. the applied index is stored in the same batch as the effects, so a replay applies every entry exactly once;
@@ -22,6 +22,7 @@
 //! ```
 
 mod auth;
+mod backups;
 mod candidacy;
 mod clock;
 mod cluster;
@@ -31,6 +32,7 @@ mod dashboards;
 mod election;
 mod gateway;
 mod history;
+mod incarnation;
 mod kv;
 mod leading;
 mod lease;
@@ -42,6 +44,7 @@ mod maintenance;
 mod members;
 mod metrics;
 mod node;
+pub mod offline;
 mod outbox;
 mod oversize;
 mod peers;
@@ -51,6 +54,7 @@ mod record;
 #[cfg(feature = "simulation")]
 #[doc(hidden)]
 pub mod simulation;
+mod snapshot;
 mod start;
 mod storage;
 mod watch;

@@ -29,7 +29,7 @@ use crate::{
 /// Memory for recent changes that watchers share, unless the configuration says otherwise, bytes.
 pub(crate) const RING_BYTES: usize = 8 << 20;
 /// Sized for a store of metadata on a machine that runs nine other services.
-const ENGINE: EngineConfig = EngineConfig {
+pub(crate) const ENGINE: EngineConfig = EngineConfig {
     cache_bytes: 8 << 20,
     memtable_bytes: 4 << 20,
     workers: 1,
@@ -146,6 +146,38 @@ impl Machine {
             },
             shared,
         ))
+    }
+
+    /// Makes the state the beginning of another cluster: its log is as good as empty (entry `applied` is the first that
+    /// there could be), its revision `bump` higher, and all history before that is forgotten. Returns the revision.
+    pub(crate) fn rebase(&mut self, applied: u64, bump: u32) -> Result<i64, MachineError> {
+        let mut store = self.shared.store_mut();
+        let revision = store
+            .revision()
+            .checked_add(i64::from(bump))
+            .ok_or("there are no revisions left")?;
+        store.jump(revision)?;
+        // Leases get their full time again; who the members are begins anew, under ids never used before.
+        let leases: Vec<(i64, i64)> = store
+            .leases()
+            .iter()
+            .map(|(id, lease)| (id, lease.ttl_s))
+            .collect();
+        for (id, ttl_s) in leases {
+            store.storage_mut().put_lease(id, ttl_s, 0);
+        }
+        store.storage_mut().forget_members();
+        let meta = MetaRecord {
+            applied,
+            revision,
+            compacted: store.compacted(),
+        };
+        store.storage_mut().commit(&meta)?;
+        drop(store);
+        *self.shared.members_mut() = MemberTable::default();
+        self.applied = applied;
+        self.shared.tables.engine.persist()?;
+        Ok(revision)
     }
 
     fn note_leases(&self, granted: &[(i64, i64)], ended: &[i64]) {

@@ -1,16 +1,18 @@
 //! etcd's Maintenance service.
 
-use std::pin::Pin;
+use std::{pin::Pin, sync::Arc};
 
 use chainfire_client::wire::etcdserverpb::{self as pb, maintenance_server::Maintenance};
 use chainfire_core::OpError;
 use raft_host::TransferError;
+use tokio::sync::Semaphore;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
 use crate::{
     auth::Caller,
     node::{GROUP, Node, status},
+    snapshot,
 };
 
 /// What clients take this server for: they switch features on it.
@@ -19,11 +21,14 @@ pub(crate) const ETCD_VERSION: &str = "3.6.5";
 /// The Maintenance service of a member.
 pub(crate) struct MaintenanceService {
     node: Node,
+    /// Snapshots that may be streamed at once.
+    snapshots: Arc<Semaphore>,
 }
 
 impl MaintenanceService {
     pub(crate) fn new(node: Node) -> MaintenanceService {
-        MaintenanceService { node }
+        let snapshots = Arc::new(Semaphore::new(snapshot::MAX_STREAMS));
+        MaintenanceService { node, snapshots }
     }
 }
 
@@ -157,8 +162,10 @@ impl Maintenance for MaintenanceService {
 
     async fn snapshot(
         &self,
-        _request: Request<pb::SnapshotRequest>,
+        request: Request<pb::SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
-        Err(Status::unimplemented("not served yet"))
+        Caller::of(request.extensions()).administer().map_err(status)?;
+        let pieces = snapshot::stream(&self.node, &self.snapshots).await?;
+        Ok(Response::new(Box::pin(pieces)))
     }
 }

@@ -22,10 +22,10 @@ use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 
 use crate::{
-    Config, ConfigProblem,
+    Config, ConfigProblem, backups,
     cluster::ClusterService,
     election::ElectionService,
-    gateway, history,
+    gateway, history, incarnation,
     kv::KvService,
     lease::LeaseService,
     lessor::{Lessor, Renewals},
@@ -120,6 +120,17 @@ pub enum ServerError {
         /// What the system says.
         source: std::io::Error,
     },
+    /// The file that says which life of the cluster this is cannot be used.
+    #[error(
+        "cannot read `{path}`, which `hearth chainfire restore` or `recover` wrote; without it this member would be \
+         taken for one of the old cluster"
+    )]
+    Incarnation {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: std::io::Error,
+    },
     /// The stored state cannot be opened.
     #[error("the member's state cannot be opened: {0}")]
     State(String),
@@ -146,7 +157,7 @@ pub async fn run(config: Config, tasks: Tasks) -> Result<(), ServerError> {
 ///
 /// # Errors
 /// As [`run`].
-pub async fn run_on<F>(config: Config, tasks: Tasks, file_system: Arc<F>) -> Result<(), ServerError>
+pub async fn run_on<F>(mut config: Config, tasks: Tasks, file_system: Arc<F>) -> Result<(), ServerError>
 where
     F: FileSystem + 'static,
 {
@@ -160,6 +171,12 @@ where
     let client_port = Listener::bind(config.chainfire.listen_client).await?;
     let peer_port = Listener::bind(config.chainfire.listen_peer).await?;
 
+    // All ids from here on are those of the cluster's present life.
+    let life = incarnation::read(&config.service.data_dir).map_err(|source| ServerError::Incarnation {
+        path: config.service.data_dir.join(incarnation::FILE),
+        source,
+    })?;
+    config.chainfire = incarnation::applied_to(&config.chainfire, &life);
     let begun = begin::begin(&config, &identity).await?;
     let own = begun.file.id;
     let sender = Sender {
@@ -392,6 +409,11 @@ fn supervise(tasks: &Tasks, node: &Node, health: &Health, reporter: &HealthRepor
             () = stop.stopping() => {}
             () = history::run(&compactor) => {}
         }
+        Ok(())
+    });
+    let keeper = node.clone();
+    tasks.spawn("backups", Kind::Critical, async move {
+        backups::run(&keeper).await;
         Ok(())
     });
     let (node, health, reporter) = (node.clone(), health.clone(), reporter.clone());

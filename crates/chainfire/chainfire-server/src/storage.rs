@@ -3,11 +3,12 @@
 
 use std::{collections::BTreeMap, ops::Bound};
 
+use bytes::Bytes;
 use chainfire_core::{
     Event, Point,
     storage::{RevisionReader, RevisionStore},
 };
-use kv_engine::{Batch, Engine, EngineError, Keyspace, Snapshot};
+use kv_engine::{Batch, Engine, EngineError, Exported, Keyspace, Snapshot};
 use prost::Message;
 
 use crate::{
@@ -59,13 +60,26 @@ impl Tables {
     }
 
     pub(crate) fn meta(&self) -> Result<Option<MetaRecord>, StorageError> {
-        let Some(bytes) = self.engine.get(&self.meta, META_KEY)? else {
-            return Ok(None);
-        };
-        let meta = MetaRecord::decode(bytes).map_err(|_| StorageError::Record {
-            what: "the applied index".into(),
+        decode_meta(self.engine.get(&self.meta, META_KEY)?)
+    }
+
+    /// The same, as a picture has it.
+    pub(crate) fn meta_in(&self, picture: &Snapshot) -> Result<Option<MetaRecord>, StorageError> {
+        decode_meta(picture.get(&self.meta, META_KEY)?)
+    }
+
+    /// Puts exported pairs where they belong; for states that are being built.
+    pub(crate) fn fill(&self, exported: Exported) -> Result<(), String> {
+        let name = exported.keyspace;
+        let keyspace = self.all().into_iter().find(|known| known.name() == name);
+        let keyspace = keyspace.ok_or_else(|| {
+            format!("it has a keyspace `{name}`, which this release does not know; use a newer one")
         })?;
-        Ok(Some(meta))
+        let mut batch = Batch::new();
+        for (key, value) in exported.pairs {
+            batch.put(&keyspace, key, value);
+        }
+        self.engine.write(batch).map_err(|error| error.to_string())
     }
 
     pub(crate) fn members(&self) -> Result<MemberTable, StorageError> {
@@ -96,7 +110,7 @@ impl Tables {
             .collect()
     }
 
-    fn decode(at: Point, bytes: bytes::Bytes) -> Result<Event, StorageError> {
+    fn decode(at: Point, bytes: Bytes) -> Result<Event, StorageError> {
         let record = EventRecord::decode(bytes).map_err(|_| StorageError::Record {
             what: format!("revision {}", at.main),
         })?;
@@ -158,6 +172,72 @@ impl Tables {
     }
 }
 
+fn decode_meta(bytes: Option<Bytes>) -> Result<Option<MetaRecord>, StorageError> {
+    bytes
+        .map(|bytes| {
+            MetaRecord::decode(bytes).map_err(|_| StorageError::Record {
+                what: "the applied index".into(),
+            })
+        })
+        .transpose()
+}
+
+/// Checks exported records one by one: that each can be read, and that they fit together.
+#[derive(Debug, Default)]
+pub(crate) struct RecordCheck {
+    newest: i64,
+    meta: Option<MetaRecord>,
+}
+
+impl RecordCheck {
+    pub(crate) fn pair(&mut self, keyspace: &str, key: &[u8], value: &[u8]) -> Result<(), String> {
+        match keyspace {
+            "revisions" => {
+                let at = key_point(key).ok_or("the key of a revision is malformed")?;
+                EventRecord::decode(value).map_err(|_| format!("revision {} cannot be read", at.main))?;
+                self.newest = self.newest.max(at.main);
+            }
+            "leases" => {
+                if key.len() != 8 || value_lease(value).is_none() {
+                    return Err("a lease is malformed".to_owned());
+                }
+            }
+            "meta" if key == META_KEY => {
+                self.meta = Some(MetaRecord::decode(value).map_err(|_| "the applied index cannot be read")?);
+            }
+            "meta" => {}
+            "members" => {
+                let pair = (Bytes::copy_from_slice(key), Bytes::copy_from_slice(value));
+                MemberTable::load(std::iter::once(pair)).map_err(|error| error.to_string())?;
+            }
+            other => {
+                return Err(format!(
+                    "it has a keyspace `{other}`, which this release does not know; use a newer one"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether what was seen is the state at `revision` and `applied`.
+    pub(crate) fn agrees_with(&self, revision: i64, applied: u64) -> Result<(), String> {
+        let meta = self.meta.clone().unwrap_or(MetaRecord {
+            applied: 0,
+            revision: 1,
+            compacted: -1,
+        });
+        if meta.revision == revision && meta.applied == applied && self.newest <= revision {
+            Ok(())
+        } else {
+            Err(format!(
+                "its header tells of revision {revision} and entry {applied}, its content of revision {} (newest change \
+                 {}) and entry {}",
+                meta.revision, self.newest, meta.applied
+            ))
+        }
+    }
+}
+
 /// Committed changes only: what readers use outside the lock.
 impl RevisionReader for Tables {
     type Error = StorageError;
@@ -196,6 +276,12 @@ impl EngineStore {
         for (key, value) in writes {
             self.batch.put(&self.tables.members, key, value);
         }
+    }
+
+    /// Empties the keyspace of members.
+    pub(crate) fn forget_members(&mut self) {
+        let all = (Bound::Unbounded, Bound::Unbounded);
+        self.batch.delete_range(&self.tables.members, all);
     }
 
     pub(crate) fn put_lease(&mut self, id: i64, ttl_s: i64, remaining_s: i64) {

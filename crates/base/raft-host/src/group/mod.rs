@@ -15,8 +15,8 @@ use crate::proposals::{Forwarded, Proposals};
 use crate::reads::Reads;
 use crate::snapshot::{Arrivals, Outgoing, Received};
 use crate::{
-    ConfChangeError, Fatal, GroupConfig, GroupId, HostConfig, LeaderInfo, Membership, NodeId, OpenError,
-    PeerProgress, ProposeError, ReadError, Role, StateMachine, Status, TransferError,
+    ConfChangeError, Fatal, Found, GroupConfig, GroupId, HostConfig, LeaderInfo, Membership, NodeId,
+    OpenError, PeerProgress, ProposeError, ReadError, Role, StateMachine, Status, TransferError,
 };
 
 /// Append messages to one member that may be under way.
@@ -27,6 +27,15 @@ const MAX_UNCOMMITTED_BYTES: u64 = 256 << 20;
 const CATCH_UP_TICKS: u64 = 600;
 /// Bytes of committed entries applied in one pass.
 const MAX_APPLY_BYTES: u64 = 16 << 20;
+
+/// Which entries of its log a group takes for committed when it is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trust {
+    /// Those that a majority was known to have; the others wait for a leader.
+    Committed,
+    /// All of them: there is no majority any more that could tell.
+    Everything,
+}
 
 pub(crate) struct Group<F: FileSystem> {
     id: GroupId,
@@ -58,6 +67,7 @@ impl<F: FileSystem> Group<F> {
         config: &HostConfig,
         log: &mut Log<F>,
         group: GroupConfig,
+        trust: Trust,
     ) -> Result<Group<F>, OpenError> {
         let mut part = log.group(group.id, &Membership::initial(&group.initial))?;
         let mut machine_index = group.machine.applied_index();
@@ -98,6 +108,9 @@ impl<F: FileSystem> Group<F> {
             });
         }
         part.begin_at(machine_index);
+        if trust == Trust::Everything {
+            part.commit_everything();
+        }
         let raft_config = raft_config(config, machine_index);
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let node = RawNode::new(&raft_config, part, &logger)
@@ -219,10 +232,7 @@ impl<F: FileSystem> Group<F> {
         if unneeded.saturating_sub(truncated) < self.config.compact_entries {
             return Ok(false);
         }
-        let durable = self
-            .machine
-            .persist()
-            .map_err(|e| self.fatal("syncing the state machine", &e))?;
+        let durable = self.persist_machine()?;
         let to = durable.min(unneeded);
         if to <= truncated {
             return Ok(false);
@@ -301,6 +311,22 @@ impl<F: FileSystem> Group<F> {
 
     pub(crate) fn machine(&self) -> &dyn StateMachine {
         self.machine.as_ref()
+    }
+
+    /// Last entry applied, and last entry there is.
+    pub(crate) fn progress(&self) -> (u64, u64) {
+        (self.applied, self.node.store().last())
+    }
+
+    /// What its log holds now.
+    pub(crate) fn found(&self) -> Found {
+        self.node.store().found()
+    }
+
+    pub(crate) fn persist_machine(&mut self) -> Result<u64, Fatal> {
+        self.machine
+            .persist()
+            .map_err(|e| self.fatal("syncing the state machine", &e))
     }
 
     fn leads(&self) -> bool {

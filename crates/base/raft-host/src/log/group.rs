@@ -14,7 +14,7 @@ use raft_engine::{Command, Engine};
 use super::{Batch, EntryExt};
 use crate::convert::{membership_from, membership_to};
 use crate::wire::MembershipRecord;
-use crate::{Membership, OpenError};
+use crate::{Found, Membership, OpenError};
 
 /// Term, vote, commit.
 pub(super) const KEY_HARD_STATE: &[u8] = b"h";
@@ -202,6 +202,24 @@ impl<F: FileSystem> GroupLog<F> {
         let at = self.record.memberships.iter().rev().find(|m| m.index <= applied);
         let record = at.and_then(|m| m.membership.as_ref());
         self.membership = record.map(membership_from).unwrap_or_default();
+    }
+
+    /// Takes everything for committed (in memory; it is written with the next change of the hard state).
+    pub(crate) fn commit_everything(&mut self) {
+        self.hard.commit = self.last;
+    }
+
+    /// What is in it.
+    pub(crate) fn found(&self) -> Found {
+        let newest = self.record.memberships.last().and_then(|m| m.membership.as_ref());
+        Found {
+            term: self.hard.term,
+            committed: self.hard.commit,
+            first_index: self.record.truncated_index + 1,
+            last_index: self.last,
+            last_term: self.last_term,
+            membership: newest.map(membership_from).unwrap_or_default(),
+        }
     }
 
     pub(crate) fn set_applied(&mut self, index: u64) {

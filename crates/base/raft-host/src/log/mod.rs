@@ -162,6 +162,11 @@ impl<F: FileSystem> Log<F> {
         Ok(log)
     }
 
+    /// Whether it has anything of a group.
+    pub(crate) fn knows(&self, group: u64) -> bool {
+        self.engine.get(group, group::KEY_GROUP).is_some()
+    }
+
     pub(crate) fn batch(&self) -> Batch {
         Batch {
             records: LogBatch::default(),
