@@ -134,7 +134,13 @@ impl Lessor {
     async fn renew_at(&self, leader: NodeId, ids: Vec<i64>) -> Result<Vec<Option<i64>>, OpError> {
         let mut peer = self.node.peers.get(leader).ok_or(OpError::NoLeader)?;
         let asked = ids.len();
-        match timeout(ATTEMPT, peer.renew_leases(RenewLeasesRequest { ids })).await {
+        let mut known = self.node.leader.clone();
+        let answer = tokio::select! {
+            answer = timeout(ATTEMPT, peer.renew_leases(RenewLeasesRequest { ids })) => answer,
+            // A stopped leader answers nothing; its successor is asked as soon as it is known.
+            _ = known.wait_for(|info| info.leader != Some(leader)) => return Err(OpError::NotLeader),
+        };
+        match answer {
             Ok(Ok(reply)) => {
                 let answers = reply.into_inner().ttl_s;
                 if answers.len() != asked {
