@@ -209,7 +209,13 @@ impl Arrivals {
             });
         }
         let Some(mut incoming) = self.running.take_if(|i| i.transfer == transfer && i.from == from) else {
-            return Ok((None, None));
+            // So late a piece means that the beginning was acknowledged, by an earlier life of this process, or before
+            // the transfer was dropped: it cannot be completed, and the sender should not wait to find out.
+            let refusal = SnapshotAck {
+                failed: true,
+                ..ack(transfer, 0)
+            };
+            return Ok(((chunk.seq >= WINDOW).then_some(refusal), None));
         };
         if chunk.seq != incoming.next {
             let again = ack(transfer, incoming.next);
@@ -405,6 +411,15 @@ mod tests {
         assert_eq!(to.take(2, &new[1], false), (Some(2), None));
         to.arrivals.tick(2 * GIVE_UP_TICKS);
         assert_eq!(to.take(2, &new[2], false), (None, None), "it was dropped");
+        let late = SnapshotChunk {
+            seq: WINDOW,
+            ..new[2].clone()
+        };
+        assert_eq!(
+            to.take(2, &late, false),
+            (Some(99), None),
+            "the sender begins anew"
+        );
         assert_eq!(to.machine.sinks, 2);
     }
 

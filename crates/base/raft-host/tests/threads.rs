@@ -4,6 +4,7 @@
 use std::any::Any;
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -319,6 +320,30 @@ async fn leadership_moves_and_members_change_under_snapshots() {
     let members = host.conf_change(1, ConfChange::Remove(gone)).await.unwrap();
     assert_eq!(members.get(gone), None);
     assert_eq!(members.get(4).unwrap().address, "node-4");
+    let moved = Peer {
+        id: 4,
+        address: "elsewhere".to_owned(),
+    };
+    let before = members.voters().count();
+    let members = host.conf_change(1, ConfChange::Update(moved)).await.unwrap();
+    assert_eq!(
+        (members.get(4).unwrap().address.as_str(), members.voters().count()),
+        ("elsewhere", before)
+    );
+    let nobody = ConfChange::Update(peer(77));
+    assert!(matches!(
+        host.conf_change(1, nobody).await,
+        Err(ConfChangeError::Invalid(_))
+    ));
+    until("the new one knows its own address", async || {
+        joined
+            .membership(1)
+            .unwrap()
+            .borrow()
+            .get(4)
+            .is_some_and(|m| m.address == "elsewhere")
+    })
+    .await;
     let removed = three.hosts.remove(&gone).unwrap();
     stop(removed, &three.routes, gone).await;
     propose(&joined, "from the new one".to_owned()).await;
@@ -469,4 +494,68 @@ async fn malformed_messages_of_a_peer_change_nothing() {
     }
     propose(host, "still here".to_owned()).await;
     assert!(host.failed().borrow().is_none());
+}
+
+/// Loses acknowledgements of snapshots until it is told otherwise.
+struct Hoarse(Queues, Arc<AtomicBool>);
+
+impl Transport for Hoarse {
+    fn send(&mut self, message: PeerMessage) {
+        let lost = matches!(message.body, Some(Body::Ack(_))) && !self.1.load(Ordering::SeqCst);
+        if !lost {
+            self.0.send(message);
+        }
+    }
+
+    fn peer_changed(&mut self, _node: NodeId, _address: Option<&str>) {}
+}
+
+/// A member that takes long over a snapshot finds in the log what came after it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_is_held_for_a_member_that_gets_a_snapshot() {
+    let three = three();
+    let host = three.hosts[&leader(&three.hosts[&1]).await].clone();
+    for n in 0..200 {
+        propose(&host, format!("line {n}")).await;
+    }
+    let (lines, heard) = (Lines::default(), Arc::new(AtomicBool::new(false)));
+    let group = GroupConfig {
+        id: 1,
+        initial: Vec::new(),
+        machine: Box::new(lines.clone()),
+    };
+    let transport = Hoarse(Queues(three.routes.clone()), heard.clone());
+    let joined = raft_host::start(
+        config(4, three.dir.path()),
+        Arc::new(DefaultFileSystem),
+        transport,
+        vec![group],
+    )
+    .unwrap();
+    three.routes.lock().unwrap().insert(4, joined);
+    host.conf_change(1, ConfChange::AddLearner(peer(4)))
+        .await
+        .unwrap();
+    let begun = async || {
+        let status = host.status(1).await.unwrap();
+        status.progress.iter().any(|p| p.id == 4 && p.snapshot)
+    };
+    until("the snapshot has begun", begun).await;
+    let at = host.status(1).await.unwrap().applied;
+    for n in 200..500 {
+        propose(&host, format!("line {n}")).await;
+    }
+    let status = host.status(1).await.unwrap();
+    assert!(
+        status.first_index <= at + 1,
+        "nothing after {at} may go: {}",
+        status.first_index
+    );
+    heard.store(true, Ordering::SeqCst);
+    until("the learner has everything", async || lines.all().len() == 500).await;
+    until("the log is compacted again", async || {
+        propose(&host, "more".to_owned()).await;
+        host.status(1).await.unwrap().first_index > at + 100
+    })
+    .await;
 }

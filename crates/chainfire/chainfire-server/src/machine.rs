@@ -388,3 +388,26 @@ impl SnapshotSource for Source {
         Ok(self.0.next_chunk(max)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_of_an_unknown_kind_stops_the_member() {
+        let engine = Engine::memory(&kv_engine::MemoryDisk::new());
+        let (mut machine, _) = Machine::open(engine, Clock::start(), RING_BYTES).unwrap();
+        // Field 1000, a message of no bytes: what a later release might write.
+        let unknown = [0xc2, 0x3e, 0x00];
+        let entry = Committed {
+            index: 2,
+            term: 2,
+            payload: Payload::Command(&unknown),
+        };
+        let why = machine.apply(&[entry]).unwrap_err().to_string();
+        assert_eq!(
+            why,
+            "log entry 2 is of a kind that this release does not know; update it"
+        );
+    }
+}

@@ -25,6 +25,8 @@ struct Gauges {
     fsync_worst_us: Gauge<i64, AtomicI64>,
     keys: Gauge<i64, AtomicI64>,
     leases: Gauge<i64, AtomicI64>,
+    is_learner: Gauge<i64, AtomicI64>,
+    cluster_level: Gauge<i64, AtomicI64>,
 }
 
 fn number(value: impl TryInto<i64>) -> i64 {
@@ -67,6 +69,16 @@ pub(crate) async fn run(node: &Node, health: &Health, reporter: &HealthReporter)
             shown.keys,
         );
         registry.register("leases", "Leases", shown.leases);
+        registry.register(
+            "is_learner",
+            "1 when this member learns and has no vote",
+            shown.is_learner,
+        );
+        registry.register(
+            "cluster_level",
+            "Kinds of log entries that all members understand; 0: not all have said so yet",
+            shown.cluster_level,
+        );
     });
     let mut leader = node.leader.clone();
     loop {
@@ -82,6 +94,8 @@ pub(crate) async fn run(node: &Node, health: &Health, reporter: &HealthReporter)
         reporter.set_service_status("", serving).await;
         gauges.has_leader.set(i64::from(info.leader.is_some()));
         gauges.is_leader.set(i64::from(node.leads()));
+        gauges.is_learner.set(i64::from(node.is_learner()));
+        gauges.cluster_level.set(i64::from(node.shared.members().level()));
         if let Some(raft) = node.raft.status(GROUP).await {
             if let Some(dashboards) = &mut dashboards {
                 dashboards.update(node, &raft);

@@ -34,6 +34,8 @@ use crate::{
     wire::{Frame, HelloRequest, Sender, peer_client::PeerClient},
 };
 
+/// Ways to other members, at most: more are no cluster, but somebody who makes up members.
+const MAX_ROUTES: usize = 64;
 /// Messages that wait for one peer; more are dropped, as on a lossy network.
 const PEER_QUEUE: usize = 4096;
 /// Frames on their way to one peer.
@@ -153,11 +155,6 @@ impl Peers {
         self.0.routes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether there is a way to this member.
-    pub(crate) fn knows(&self, id: NodeId) -> bool {
-        self.routes().contains_key(&id)
-    }
-
     /// For calls to a member.
     pub(crate) fn get(&self, id: NodeId) -> Option<PeerClient<Channel>> {
         let channel = self.routes().get(&id)?.channel.clone();
@@ -183,36 +180,56 @@ impl Peers {
             if *id == self.0.own.member || routes.contains_key(id) {
                 continue;
             }
-            let Some(channel) = self.channel(*id, address) else {
-                continue;
-            };
-            let (queue, waiting) = mpsc::channel(PEER_QUEUE);
-            let client = PeerClient::new(channel.clone()).max_decoding_message_size(MAX_FRAME_BYTES);
-            let delivery = Delivery {
-                id: *id,
-                client,
-                raft: raft.clone(),
-                shared: shared.clone(),
-                peers: self.clone(),
-            };
-            let stop = tasks.clone();
-            tasks.spawn("peer delivery", Kind::Background, async move {
-                tokio::select! {
-                    () = stop.stopping() => {}
-                    () = delivery.run(waiting) => {}
-                }
-                Ok(())
-            });
-            let address = address.clone();
-            routes.insert(
-                *id,
-                Route {
-                    address,
-                    queue,
-                    channel,
-                },
-            );
+            if let Some(route) = self.route(*id, address, raft, shared, tasks) {
+                routes.insert(*id, route);
+            }
         }
+    }
+
+    /// Makes a way to a member that Raft's configuration here does not have yet: one that was added while this member
+    /// was away may lead by now, and can bring it up to date only if it gets answers. It lasts until the next change.
+    pub(crate) fn welcome(&self, sender: &Sender, raft: &HostHandle, shared: &Arc<Shared>, tasks: &Tasks) {
+        let mut routes = self.routes();
+        let full = routes.len() >= MAX_ROUTES;
+        if sender.address.is_empty() || routes.contains_key(&sender.member) || full {
+            return;
+        }
+        if let Some(route) = self.route(sender.member, &sender.address, raft, shared, tasks) {
+            routes.insert(sender.member, route);
+        }
+    }
+
+    fn route(
+        &self,
+        id: NodeId,
+        address: &str,
+        raft: &HostHandle,
+        shared: &Arc<Shared>,
+        tasks: &Tasks,
+    ) -> Option<Route> {
+        let channel = self.channel(id, address)?;
+        let (queue, waiting) = mpsc::channel(PEER_QUEUE);
+        let client = PeerClient::new(channel.clone()).max_decoding_message_size(MAX_FRAME_BYTES);
+        let delivery = Delivery {
+            id,
+            client,
+            raft: raft.clone(),
+            shared: shared.clone(),
+            peers: self.clone(),
+        };
+        let stop = tasks.clone();
+        tasks.spawn("peer delivery", Kind::Background, async move {
+            tokio::select! {
+                () = stop.stopping() => {}
+                () = delivery.run(waiting) => {}
+            }
+            Ok(())
+        });
+        Some(Route {
+            address: address.to_owned(),
+            queue,
+            channel,
+        })
     }
 
     fn channel(&self, id: NodeId, address: &str) -> Option<Channel> {
@@ -353,7 +370,7 @@ impl Delivery {
         tokio::pin!(call);
         let closed = || Status::unavailable("the stream was closed");
         let mut next = Some(first);
-        let mut sender = Some(*self.peers.own());
+        let mut sender = Some(self.peers.own().clone());
         loop {
             let message = match next.take() {
                 Some(message) => message,

@@ -57,15 +57,18 @@ impl PeerService {
             return Err(Refusal::Disk.status());
         }
         drop(table);
-        let membership = self.node.membership.borrow();
-        // A member that is joining knows its peers from whom it asked for its id.
-        let known = membership.get(sender.member).is_some()
-            || membership.members.is_empty() && self.node.peers.knows(sender.member);
-        if known {
-            Ok(())
-        } else {
-            Err(Refusal::Stranger.status())
+        if self.node.membership.borrow().get(sender.member).is_some() {
+            return Ok(());
         }
+        // Somebody who says who it is, with a member's certificate and the cluster's id, and was never removed as far as
+        // known here: it was added while this member was away, or this member is itself just joining. Raft counts nobody
+        // that its configuration does not have.
+        if sender.cluster == 0 {
+            return Err(Refusal::Stranger.status());
+        }
+        let node = &self.node;
+        node.peers.welcome(sender, &node.raft, &node.shared, &node.tasks);
+        Ok(())
     }
 
     /// Hands a frame's messages to Raft.
@@ -164,7 +167,7 @@ impl Peer for PeerService {
         let fsyncs = raft.map(|raft| raft.fsyncs).unwrap_or_default();
         let us = |percent| u64::try_from(percentile(&fsyncs, percent).as_micros()).unwrap_or(u64::MAX);
         Ok(Response::new(HelloReply {
-            sender: Some(*self.node.peers.own()),
+            sender: Some(self.node.peers.own().clone()),
             fsync_median_us: us(50),
             fsync_p99_us: us(99),
         }))

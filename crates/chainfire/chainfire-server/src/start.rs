@@ -184,6 +184,7 @@ where
         member: own,
         disk: begun.disk,
         level: LEVEL,
+        address: begin::own_address(&config.chainfire),
     };
     let peers = Peers::new(sender, identity.clone());
     let (raft, shared) = open(&config, &begun, Outbox(peers.clone()), file_system).await?;

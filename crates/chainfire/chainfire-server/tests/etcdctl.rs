@@ -404,4 +404,45 @@ fn cluster_and_maintenance(ctl: &Ctl<'_>) {
     let follower = status.lines().find(|line| line.contains(", false, ")).unwrap();
     let id = follower.split(", ").nth(1).unwrap();
     assert!(ctl.ok(&["move-leader", id]).contains("Leadership transferred"));
+    members(ctl);
+}
+
+fn members(ctl: &Ctl<'_>) {
+    let add = [
+        "member",
+        "add",
+        "m3",
+        "--peer-urls=https://127.0.0.1:9",
+        "--learner",
+    ];
+    // The members are published a moment after the start.
+    let mut out = ctl.0.etcdctl(&add).unwrap();
+    for _ in 0..100 {
+        if out.status.success() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        out = ctl.0.etcdctl(&add).unwrap();
+    }
+    let added = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(
+        added.contains("added to cluster"),
+        "{added}{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+    let id = added.split_whitespace().nth(1).unwrap();
+    let line = |list: String| list.lines().find(|line| line.starts_with(id)).map(str::to_owned);
+    let unstarted = format!("{id}, unstarted, , https://127.0.0.1:9, , true");
+    assert_eq!(line(ctl.ok(&["member", "list"])), Some(unstarted));
+    let early = ctl.fails(&["member", "promote", id]);
+    assert!(early.contains("in sync with leader"), "{early}");
+    let twice = ctl.fails(&["member", "add", "m4", "--peer-urls=https://127.0.0.1:9"]);
+    assert!(twice.contains("Peer URLs already exists"), "{twice}");
+    ctl.ok(&["member", "update", id, "--peer-urls=https://127.0.0.1:10"]);
+    let moved = line(ctl.ok(&["member", "list"])).unwrap();
+    assert!(moved.contains("https://127.0.0.1:10"), "{moved}");
+    assert!(ctl.ok(&["member", "remove", id]).contains("removed from cluster"));
+    assert_eq!(line(ctl.ok(&["member", "list"])), None);
+    let gone = ctl.fails(&["member", "remove", id]);
+    assert!(gone.contains("member not found"), "{gone}");
 }

@@ -20,7 +20,7 @@ use tokio::{
 
 pub(crate) use renew::{MAX_RENEWALS, Renewals, Renewing};
 
-use crate::{leading::Due, node::Node, wire::LeaseRemainingRequest};
+use crate::{leading::Due, members::table::LEVEL, node::Node, wire::LeaseRemainingRequest};
 
 /// Longest pause between two entries that end leases, in which other writes go first.
 const MAX_EXPIRE_PAUSE: Duration = Duration::from_millis(50);
@@ -101,6 +101,8 @@ impl Lessor {
                 // As long as it took others go first.
                 started.elapsed().min(MAX_EXPIRE_PAUSE)
             }
+            // A member of an earlier release would stop at such an entry.
+            Due::Checkpoint(_) if shared.members().level() < LEVEL => RETRY_PAUSE,
             Due::Checkpoint(checkpoint) => {
                 if let Err(error) = self.node.propose(checkpoint.clone().into()).await {
                     tracing::warn!(%error, leases = checkpoint.ids.len(), "what is left of leases could not be stored");

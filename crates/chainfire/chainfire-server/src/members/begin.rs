@@ -100,6 +100,12 @@ pub(crate) fn initial(config: &Chainfire, begun: &Begun) -> Vec<Peer> {
     config.members.iter().map(peer).collect()
 }
 
+/// Where this member is reached by the others.
+pub(crate) fn own_address(config: &Chainfire) -> String {
+    let own = config.members.iter().find(|member| member.name == config.member);
+    own.map(|own| own.peer.clone()).unwrap_or_default()
+}
+
 /// The other members, asked of the cluster.
 pub(crate) async fn others(
     config: &Config,

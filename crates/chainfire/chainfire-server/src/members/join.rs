@@ -11,7 +11,7 @@ use subtle::ConstantTimeEq;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::{Code, Status};
 
-use super::{change::addresses, table::LEVEL, urls};
+use super::{begin::own_address, change::addresses, table::LEVEL, urls};
 use crate::{
     ServerError,
     config::Chainfire,
@@ -100,12 +100,7 @@ pub(crate) async fn ask(
     identity: &Identity,
     known: Known,
 ) -> Result<Joined, ServerError> {
-    let own = config
-        .members
-        .iter()
-        .find(|member| member.name == config.member)
-        .map(|member| member.peer.clone())
-        .unwrap_or_default();
+    let own = own_address(config);
     let request = JoinRequest {
         address: own.clone(),
         member: known.id,

@@ -17,7 +17,7 @@ use crate::storage::StorageError;
 /// What this release understands. A release with a new kind of log entry raises it by one; entries of that kind are
 /// proposed only when the cluster's level is as high.
 ///
-/// 1: entries about members (tag 11).
+/// 1: entries about members (tag 11), checkpoints of leases (tag 10).
 pub(crate) const LEVEL: u32 = 1;
 /// Key of the cluster's level; ids have eight bytes.
 const LEVEL_KEY: &[u8] = b"level";
@@ -135,8 +135,9 @@ impl MemberTable {
     }
 
     fn publish(&mut self, publish: Publish) -> Result<Vec<Write>, OpError> {
-        let known = self.records.get_mut(&publish.id).filter(|known| !known.removed);
-        let (Some(known), Some(mut record)) = (known, publish.record) else {
+        // A first member of a restored cluster has no record yet, although the level is known.
+        let known = self.records.entry(publish.id).or_default();
+        let Some(mut record) = publish.record.filter(|_| !known.removed) else {
             return Err(OpError::MemberNotFound);
         };
         // A member under its old id on a new disk has forgotten what it promised.
@@ -237,7 +238,6 @@ mod tests {
         let mut table = MemberTable::default();
         let mut stored = BTreeMap::new();
         let mut write = |writes: Vec<Write>| stored.extend(writes);
-        assert_eq!(table.apply(publish(1, 7)), Err(OpError::MemberNotFound));
         write(table.apply(level(1, &[1, 2])).unwrap());
         write(table.apply(publish(1, 7)).unwrap());
         write(table.apply(publish(1, 7)).unwrap());
@@ -258,6 +258,8 @@ mod tests {
         assert_eq!((table.level(), table.disk(1), table.disk(2)), (1, Some(7), None));
         write(table.changed(&membership(&[1, 2, 3])));
         assert!(table.is_removed(3), "an id never comes back");
+        write(table.apply(publish(8, 1)).unwrap());
+        assert_eq!(table.disk(8), Some(1), "of a restored cluster");
         write(table.apply(level(0, &[])).unwrap());
         assert_eq!(table.level(), 1, "the level never falls");
         let pairs = stored.into_iter().map(|(k, v)| (Bytes::from(k), Bytes::from(v)));
