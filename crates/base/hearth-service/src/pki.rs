@@ -168,6 +168,33 @@ impl Authority {
         })
     }
 
+    /// Signs a client certificate that carries a common name and no identity, for a key made here: what etcd's
+    /// clients call a client certificate. It opens no door but Chainfire's client port, as the etcd user of that name.
+    ///
+    /// # Errors
+    /// [`PkiError`] when the clock is absurd.
+    pub fn issue_named(
+        &self,
+        common_name: &str,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<Issued, PkiError> {
+        let key = KeyPair::generate().map_err(certificate("make a key"))?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = subject(common_name);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.serial_number = Some(serial());
+        validity(&mut params, now, lifetime)?;
+        let cert = params
+            .signed_by(&key, &self.issuer()?)
+            .map_err(certificate("sign the certificate"))?;
+        Ok(Issued {
+            cert_pem: cert.pem(),
+            key_pem: key.serialize_pem(),
+        })
+    }
+
     /// Signs a leaf for the key of a certificate signing request (PKCS#10, PEM). Only the key is taken from it: the
     /// names come from `request`.
     ///

@@ -27,7 +27,9 @@ use tracing::Instrument;
 
 use crate::error::{ApiError, ErrorBody, ErrorDetail, ErrorKind};
 use crate::tasks::{Kind, Tasks, chain};
-use crate::tls::{ClientAuth, Identity, PeerIdentity, Plaintext, peer_identity};
+use crate::tls::{
+    ClientAuth, CommonName, Identity, PeerIdentity, Plaintext, bare_common_name, peer_identity,
+};
 
 /// Longest time a client may take for the TLS handshake, or for its first byte where both are accepted.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -75,6 +77,9 @@ pub struct ServeOptions {
     pub tls: Option<(Identity, ClientAuth)>,
     /// Also serve plain text to clients on loopback addresses.
     pub plaintext_loopback: bool,
+    /// Also serve certificates that carry no identity but a common name: requests then carry
+    /// [`CommonName`] in the place of [`PeerIdentity`].
+    pub common_names: bool,
     /// Open connections at once; further ones wait in the kernel's queue.
     pub max_connections: usize,
 }
@@ -105,13 +110,14 @@ impl ServeOptions {
         Self {
             tls: Some((identity, client_auth)),
             plaintext_loopback: false,
+            common_names: false,
             max_connections: 4096,
         }
     }
 }
 
 /// Serves `router` until the group stops, then gives open connections a moment to end. Requests carry
-/// [`RequestId`], [`ConnectInfo`]`<SocketAddr>`, and [`PeerIdentity`] or [`Plaintext`] in their extensions.
+/// [`RequestId`], [`ConnectInfo`]`<SocketAddr>`, and [`PeerIdentity`], [`CommonName`] or [`Plaintext`] in their extensions.
 ///
 /// # Errors
 /// None today; the result lets it be a critical task.
@@ -184,11 +190,17 @@ async fn accept(
         .1
         .peer_certificates()
         .and_then(|certs| certs.first());
-    let peer = match peer.map(peer_identity) {
-        None => Peer::Anonymous,
-        Some(Some(identity)) => Peer::Certificate(identity),
-        Some(None) => return Err("the client's certificate carries no spiffe:// identity".into()),
-    };
+    let peer =
+        match peer {
+            None => Peer::Anonymous,
+            Some(cert) => match (peer_identity(cert), options.common_names) {
+                (Some(identity), _) => Peer::Certificate(identity),
+                (None, true) => Peer::Named(bare_common_name(cert).ok_or(
+                    "the client's certificate carries neither a spiffe:// identity nor a common name",
+                )?),
+                (None, false) => return Err("the client's certificate carries no spiffe:// identity".into()),
+            },
+        };
     drive(stream, remote, peer, router, stop).await
 }
 
@@ -197,6 +209,7 @@ enum Peer {
     Plaintext,
     Anonymous,
     Certificate(PeerIdentity),
+    Named(CommonName),
 }
 
 async fn drive<S>(
@@ -252,6 +265,7 @@ async fn answer(router: Router, request: Request<Incoming>, remote: SocketAddr, 
     match peer {
         Peer::Plaintext => drop(extensions.insert(Plaintext)),
         Peer::Certificate(identity) => drop(extensions.insert(identity)),
+        Peer::Named(name) => drop(extensions.insert(name)),
         Peer::Anonymous => {}
     }
     let span =

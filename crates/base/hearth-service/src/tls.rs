@@ -30,6 +30,11 @@ pub struct PeerIdentity {
     pub path: String,
 }
 
+/// The subject's common name of a verified certificate that carries no [`PeerIdentity`]. Only listeners that ask for
+/// such certificates let them in ([`crate::server::ServeOptions::common_names`]).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct CommonName(pub String);
+
 /// Marks a request that came in plain text, which only listeners that allow it accept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plaintext;
@@ -301,6 +306,35 @@ pub fn peer_identity(cert: &CertificateDer<'_>) -> Option<PeerIdentity> {
         }
         _ => None,
     })
+}
+
+/// The subject's common name in a certificate. The caller must have verified the certificate.
+#[must_use]
+pub fn common_name(cert: &CertificateDer<'_>) -> Option<CommonName> {
+    let (_, parsed) = X509Certificate::from_der(cert).ok()?;
+    let name = parsed.subject().iter_common_name().next()?.as_str().ok()?;
+    (!name.is_empty()).then(|| CommonName(name.to_owned()))
+}
+
+/// Whether a certificate claims any URI of its own: then its common name stands for nothing.
+fn has_uri(cert: &CertificateDer<'_>) -> bool {
+    let Ok((_, parsed)) = X509Certificate::from_der(cert) else {
+        return true;
+    };
+    match parsed.subject_alternative_name() {
+        Ok(Some(names)) => names
+            .value
+            .general_names
+            .iter()
+            .any(|name| matches!(name, GeneralName::URI(_))),
+        Ok(None) => false,
+        Err(_) => true,
+    }
+}
+
+/// The common name of a certificate that has no identity, not even a malformed one.
+pub(crate) fn bare_common_name(cert: &CertificateDer<'_>) -> Option<CommonName> {
+    if has_uri(cert) { None } else { common_name(cert) }
 }
 
 fn validity(cert: &CertificateDer<'_>) -> Option<(SystemTime, SystemTime)> {

@@ -66,6 +66,7 @@ async fn start(server: Identity, tasks: &Tasks) -> SocketAddr {
     let options = ServeOptions {
         tls: Some((server, ClientAuth::Optional)),
         plaintext_loopback: true,
+        common_names: false,
         max_connections: 16,
     };
     let group = tasks.clone();

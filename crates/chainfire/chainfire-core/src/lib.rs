@@ -1,7 +1,7 @@
 //! Chainfire's state machine: etcd v3's keys, revisions, transactions, leases and watch matching, as pure functions.
 //!
 //! What it deliberately does not know: tokio, gRPC, Raft, files, the clock (time is an input), randomness (ids are
-//! inputs), who is asking. Values of past revisions lie behind [`storage::RevisionStore`].
+//! inputs), who is asking (it is told, [`auth::By`]). Values of past revisions lie behind [`storage::RevisionStore`].
 //!
 //! Entry points: [`Store::apply`] takes a committed [`Command`] and returns a [`Reply`] and the [`Event`]s it caused;
 //! [`Store::range`] reads; [`check`] validates a request before it is proposed; [`watch::Stream`] serves the watchers
@@ -14,6 +14,7 @@
 //! 3. a command either has all of its effect or none: whatever can fail is checked before the first change;
 //! 4. no error is an accident: each is a row of [`error::TABLE`], with etcd's code and text.
 
+pub mod auth;
 pub mod check;
 pub mod error;
 mod index;

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::{KeyRange, KeyValue, OpError};
+use crate::{KeyRange, KeyValue, OpError, auth::AuthCommand};
 
 /// Direction of a sorted range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -239,6 +239,8 @@ pub enum Command {
         /// Their ids.
         ids: Vec<i64>,
     },
+    /// Change users, roles or permissions, or give out a token.
+    Auth(AuthCommand),
 }
 
 /// Answer to a [`Command`].
@@ -253,5 +255,6 @@ pub enum Reply {
     Revoked,
     Checkpointed,
     Expired { ended: u64 },
+    Auth,
     Refused(OpError),
 }

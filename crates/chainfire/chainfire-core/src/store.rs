@@ -5,6 +5,7 @@ use bytes::Bytes;
 use crate::{
     Command, DeleteOutcome, DeleteRange, Event, EventKind, KeyIndex, KeyRange, KeyValue, Leases, OpError,
     Point, Put, PutOutcome, Range, RangeOutcome, Reply, SortOrder, SortTarget, Txn, TxnOutcome, Version,
+    auth::{Auth, AuthChange, By},
     planted::{self, Bug},
     storage::{RevisionReader, RevisionStore},
 };
@@ -18,6 +19,7 @@ pub struct Store<S> {
     storage: S,
     index: KeyIndex,
     leases: Leases,
+    auth: Auth,
     revision: i64,
     /// Revisions below are forgotten; -1 before the first compaction.
     compacted: i64,
@@ -36,6 +38,22 @@ pub struct Applied {
     pub checkpoints: Vec<(i64, i64, i64)>,
     /// Leases that ended.
     pub ended: Vec<i64>,
+    /// What changed in [`Store::auth`].
+    pub auth: Vec<AuthChange>,
+}
+
+impl Applied {
+    /// A reply and nothing done yet.
+    fn new(reply: Reply) -> Applied {
+        Applied {
+            reply,
+            changes: Vec::new(),
+            granted: None,
+            ended: Vec::new(),
+            checkpoints: Vec::new(),
+            auth: Vec::new(),
+        }
+    }
 }
 
 /// Why a step failed.
@@ -165,6 +183,7 @@ impl<S: RevisionStore> Store<S> {
             storage,
             index: KeyIndex::default(),
             leases: Leases::default(),
+            auth: Auth::default(),
             revision: 1,
             compacted: -1,
         }
@@ -237,6 +256,16 @@ impl<S: RevisionStore> Store<S> {
     /// The leases.
     pub fn leases(&self) -> &Leases {
         &self.leases
+    }
+
+    /// Users, roles and permissions.
+    pub fn auth(&self) -> &Auth {
+        &self.auth
+    }
+
+    /// Puts back what was stored of auth.
+    pub fn restore_auth(&mut self, auth: Auth) {
+        self.auth = auth;
     }
 
     /// The storage.
@@ -385,16 +414,20 @@ impl<S: RevisionStore> Store<S> {
         }
     }
 
-    /// Applies a committed command. An error is of storage, and fatal; what the command asked wrongly is in the reply.
+    /// Applies a committed command on somebody's behalf: their rights are checked here and now, whatever was checked
+    /// before it was proposed.
+    pub fn apply_by(&mut self, by: &By, command: &Command) -> Result<Applied, S::Error> {
+        match self.auth.permit(by, &self.leases, command) {
+            Ok(()) => self.apply(command),
+            Err(error) => Ok(Applied::new(Reply::Refused(error))),
+        }
+    }
+
+    /// Applies a committed command of the members themselves. An error is of storage, and fatal; what the command
+    /// asked wrongly is in the reply.
     pub fn apply(&mut self, command: &Command) -> Result<Applied, S::Error> {
         let before = self.revision;
-        let mut applied = Applied {
-            reply: Reply::Revoked,
-            changes: Vec::new(),
-            granted: None,
-            checkpoints: Vec::new(),
-            ended: Vec::new(),
-        };
+        let mut applied = Applied::new(Reply::Revoked);
         let reply = match command {
             Command::Put(put) => self.write(&mut applied, |writer| {
                 writer.check_lease(put.lease)?;
@@ -431,6 +464,13 @@ impl<S: RevisionStore> Store<S> {
                 }
                 Ok(Reply::Expired { ended })
             }
+            Command::Auth(command) => match self.auth.apply(command) {
+                Ok(changes) => {
+                    applied.auth = changes;
+                    Ok(Reply::Auth)
+                }
+                Err(error) => Err(error.into()),
+            },
         };
         applied.reply = match reply {
             Ok(reply) => reply,

@@ -212,7 +212,9 @@ fn step(model: &mut Model, command: &Command, reply: &Reply) {
             pairs.retain(|_, kv| kv.lease != *id);
         }
         Command::LeaseRevoke { .. } => assert_eq!(*reply, Reply::Refused(OpError::LeaseNotFound)),
-        Command::LeaseExpire { .. } | Command::LeaseCheckpoint { .. } => unreachable!("not generated"),
+        Command::LeaseExpire { .. } | Command::LeaseCheckpoint { .. } | Command::Auth(_) => {
+            unreachable!("not generated")
+        }
     }
     if pairs != *model.now() {
         model.history.push(pairs);

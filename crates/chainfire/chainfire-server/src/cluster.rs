@@ -5,7 +5,7 @@ use raft_host::{Membership, NodeId};
 use tonic::{Request, Response, Status};
 
 use crate::{
-    auth::Caller,
+    auth::Credential,
     members::{
         change::{Change, Changed, Changer},
         urls,
@@ -50,9 +50,11 @@ impl ClusterService {
         membership.members.iter().map(member).collect()
     }
 
-    async fn change<T>(&self, request: &Request<T>, change: Change) -> Result<Changed, Status> {
+    async fn change<T: Sync>(&self, request: &Request<T>, change: Change) -> Result<Changed, Status> {
         self.node.require_leader(request.metadata())?;
-        Caller::of(request.extensions()).administer().map_err(status)?;
+        let credential = Credential::of(request);
+        let caller = self.node.caller(&credential).await.map_err(status)?;
+        caller.administer().map_err(status)?;
         self.changer.change(&change).await.map_err(status)
     }
 
@@ -69,7 +71,9 @@ impl Cluster for ClusterService {
         request: Request<pb::MemberListRequest>,
     ) -> Result<Response<pb::MemberListResponse>, Status> {
         self.node.require_leader(request.metadata())?;
-        Caller::of(request.extensions()).known().map_err(status)?;
+        let credential = Credential::of(&request);
+        let caller = self.node.caller(&credential).await.map_err(status)?;
+        caller.known().map_err(status)?;
         if request.get_ref().linearizable {
             self.node.read_barrier().await.map_err(status)?;
         }

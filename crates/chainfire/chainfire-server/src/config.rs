@@ -6,6 +6,8 @@ use hearth_service::config::{ServiceConfig, TlsConfig};
 use raft_host::NodeId;
 use serde::{Deserialize, Serialize};
 
+use crate::auth::{self, TokenConfig, TokenConfigProblem};
+
 /// Configuration of one member.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -33,6 +35,20 @@ pub struct Chainfire {
     /// Also serve tools in plain text on the client port, from loopback addresses only.
     #[serde(default)]
     pub plaintext_loopback: bool,
+    /// Whether TLS clients must show a certificate. Without one they say by a token whose they are, and so can do
+    /// nothing but ask for one until auth is switched on.
+    #[serde(default = "default_client_cert_required")]
+    pub client_cert_required: bool,
+    /// How etcd's users are known by: `simple`, or `jwt,pub-key=FILE,priv-key=FILE,sign-method=METHOD,ttl=10m`.
+    /// The same on all members.
+    #[serde(default = "default_auth_token")]
+    pub auth_token: String,
+    /// Seconds that a simple token lives after its last use.
+    #[serde(default = "default_auth_token_ttl_s")]
+    pub auth_token_ttl_s: u64,
+    /// Strength of password hashes, 4 to 31: each step more doubles the time of making and of guessing.
+    #[serde(default = "default_bcrypt_cost")]
+    pub bcrypt_cost: u32,
     /// Entries kept in the Raft log for members that lag; who misses more gets a snapshot. Twice as many are let
     /// collect before the older ones are dropped.
     #[serde(default = "default_keep_log_entries")]
@@ -121,6 +137,21 @@ fn default_watch_progress_notify_interval_ms() -> u64 {
 
 /// The shortest period of progress notifications (etcd's limit).
 const MIN_PROGRESS_NOTIFY_MS: u64 = 100;
+fn default_client_cert_required() -> bool {
+    true
+}
+
+fn default_auth_token() -> String {
+    "simple".to_owned()
+}
+
+fn default_auth_token_ttl_s() -> u64 {
+    auth::DEFAULT_TTL_S
+}
+
+fn default_bcrypt_cost() -> u32 {
+    auth::DEFAULT_COST
+}
 
 /// Why a configuration cannot work.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -148,6 +179,12 @@ pub enum ConfigProblem {
         "[chainfire] watch_progress_notify_interval_ms is {0}; at least {MIN_PROGRESS_NOTIFY_MS} is needed"
     )]
     ProgressInterval(u64),
+    /// A strength that bcrypt does not know.
+    #[error("[chainfire] bcrypt_cost is {0}; it has to be from 4 to 31")]
+    BcryptCost(u32),
+    /// Tokens cannot be made so.
+    #[error(transparent)]
+    Tokens(#[from] TokenConfigProblem),
 }
 
 impl Chainfire {
@@ -176,6 +213,10 @@ impl Chainfire {
         if progress_ms < MIN_PROGRESS_NOTIFY_MS {
             return Err(ConfigProblem::ProgressInterval(progress_ms));
         }
+        if !auth::COSTS.contains(&self.bcrypt_cost) {
+            return Err(ConfigProblem::BcryptCost(self.bcrypt_cost));
+        }
+        TokenConfig::parse(&self.auth_token)?;
         Ok(())
     }
 
@@ -224,6 +265,10 @@ mod tests {
             listen_client: SocketAddr::from(([127, 0, 0, 1], 0)),
             listen_peer: SocketAddr::from(([127, 0, 0, 1], 0)),
             plaintext_loopback: false,
+            client_cert_required: true,
+            auth_token: default_auth_token(),
+            auth_token_ttl_s: default_auth_token_ttl_s(),
+            bcrypt_cost: default_bcrypt_cost(),
             keep_log_entries: default_keep_log_entries(),
             initial_cluster_state: InitialState::New,
             join_token_sha256: None,

@@ -13,7 +13,7 @@ use chainfire_core::{
     TxnOutcome, check,
 };
 
-use crate::record::LogBody;
+use crate::{auth, record::LogBody};
 
 pub(crate) fn range(message: pb::RangeRequest) -> Result<Range, OpError> {
     let sort_order = match range_request::SortOrder::try_from(message.sort_order) {
@@ -160,6 +160,7 @@ pub(crate) fn command(body: LogBody) -> Result<Command, OpError> {
         LogBody::Expire(message) => Command::LeaseExpire { ids: message.ids },
         // These change no keys; the machine has taken them before it asks.
         LogBody::Members(_) => return Err(OpError::NotCapable),
+        LogBody::Auth(record) => Command::Auth(auth::record::command(record)?),
     })
 }
 

@@ -6,7 +6,7 @@
 use std::{collections::VecDeque, time::Duration};
 
 use chainfire_client::wire::etcdserverpb::CompactionRequest;
-use chainfire_core::OpError;
+use chainfire_core::{OpError, auth::By};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::{node::Node, record::LogBody};
@@ -57,7 +57,7 @@ pub(crate) async fn run(node: &Node) {
             revision,
             physical: false,
         });
-        match node.propose(command).await {
+        match node.propose(&By::System, command).await {
             Ok(_) => tracing::info!(revision, "forgot old history"),
             // Somebody else compacted further meanwhile.
             Err(OpError::Compacted) => {}

@@ -3,12 +3,12 @@
 use std::pin::Pin;
 
 use chainfire_client::wire::etcdserverpb::{self as pb, kv_server::Kv};
-use chainfire_core::{Failure, Op, OpError, Txn, check};
+use chainfire_core::{Failure, KeyRange, Op, OpError, Txn, check};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    auth::Caller,
+    auth::Credential,
     convert,
     node::{Node, status, storage_status},
     range_stream,
@@ -29,23 +29,6 @@ impl KvService {
 /// A reply of another kind than the command's: a defect.
 fn wrong_reply() -> Status {
     Status::internal("the state machine answered another question")
-}
-
-/// Checks the rights to everything that a transaction names, on both branches.
-fn authorise(caller: &Caller, txn: &Txn) -> Result<(), OpError> {
-    for compare in &txn.compare {
-        caller.read(&compare.keys)?;
-    }
-    for op in txn.success.iter().chain(&txn.failure) {
-        match op {
-            Op::Range(range) => caller.read(&range.keys)?,
-            Op::Put(put) => caller.write(&chainfire_core::KeyRange::single(put.key.clone()))?,
-            Op::Delete(delete) => caller.write(&delete.keys)?,
-            Op::Txn(txn) => authorise(caller, txn)?,
-            Op::Nothing => {}
-        }
-    }
-    Ok(())
 }
 
 /// Whether every read of a transaction may be answered from the member's own, perhaps old, state.
@@ -73,19 +56,23 @@ fn writes_data(txn: &Txn) -> bool {
 impl Kv for KvService {
     async fn range(&self, request: Request<pb::RangeRequest>) -> Result<Response<pb::RangeResponse>, Status> {
         self.node.require_leader(request.metadata())?;
-        let caller = Caller::of(request.extensions());
+        let credential = Credential::of(&request);
         let message = request.into_inner();
         let serializable = message.serializable;
         let range = convert::range(message).map_err(status)?;
         check::range(&range).map_err(status)?;
-        caller.read(&range.keys).map_err(status)?;
+        credential.rights().read(&range.keys).map_err(status)?;
         if !serializable && self.node.is_learner() {
             return Err(status(OpError::NotSupportedForLearner));
         }
         if !serializable {
             self.node.read_barrier().await.map_err(status)?;
         }
+        // After the barrier: by the rights of the state that is read.
+        let caller = self.node.caller(&credential).await.map_err(status)?;
+        caller.read(&range.keys).map_err(status)?;
         let mut reply = convert::range_reply(self.node.read(&range).await?);
+        caller.unchanged().map_err(status)?;
         self.node.fill(&mut reply.header);
         Ok(Response::new(reply))
     }
@@ -97,28 +84,34 @@ impl Kv for KvService {
         request: Request<pb::RangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
         self.node.require_leader(request.metadata())?;
-        let caller = Caller::of(request.extensions());
+        let credential = Credential::of(&request);
         let message = request.into_inner();
         let serializable = message.serializable;
         let range = range_stream::check(message)?;
-        caller.read(&range.keys).map_err(status)?;
+        credential.rights().read(&range.keys).map_err(status)?;
         if !serializable {
             self.node.read_barrier().await.map_err(status)?;
         }
-        Ok(Response::new(Box::pin(range_stream::start(&self.node, range))))
+        let caller = self.node.caller(&credential).await.map_err(status)?;
+        caller.read(&range.keys).map_err(status)?;
+        Ok(Response::new(Box::pin(range_stream::start(
+            &self.node, caller, range,
+        ))))
     }
 
     async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
         self.node.require_leader(request.metadata())?;
-        let caller = Caller::of(request.extensions());
+        let credential = Credential::of(&request);
         let message = request.into_inner();
         check::put(&convert::put(message.clone())).map_err(status)?;
+        let caller = self.node.caller(&credential).await.map_err(status)?;
         caller
-            .write(&chainfire_core::KeyRange::single(message.key.clone()))
+            .propose_write(&KeyRange::single(message.key.clone()))
             .map_err(status)?;
         self.node.check_space().map_err(status)?;
-        let ReplyBody::Put(mut reply) = self.node.propose(LogBody::Put(message)).await.map_err(status)?
-        else {
+        let command = LogBody::Put(message);
+        let reply = self.node.propose(caller.by(), command).await.map_err(status)?;
+        let ReplyBody::Put(mut reply) = reply else {
             return Err(wrong_reply());
         };
         self.node.fill(&mut reply.header);
@@ -130,17 +123,15 @@ impl Kv for KvService {
         request: Request<pb::DeleteRangeRequest>,
     ) -> Result<Response<pb::DeleteRangeResponse>, Status> {
         self.node.require_leader(request.metadata())?;
-        let caller = Caller::of(request.extensions());
+        let credential = Credential::of(&request);
         let message = request.into_inner();
         let delete = convert::delete(message.clone());
         check::delete(&delete).map_err(status)?;
-        caller.write(&delete.keys).map_err(status)?;
-        let ReplyBody::Delete(mut reply) = self
-            .node
-            .propose(LogBody::Delete(message))
-            .await
-            .map_err(status)?
-        else {
+        let caller = self.node.caller(&credential).await.map_err(status)?;
+        caller.propose_write(&delete.keys).map_err(status)?;
+        let command = LogBody::Delete(message);
+        let reply = self.node.propose(caller.by(), command).await.map_err(status)?;
+        let ReplyBody::Delete(mut reply) = reply else {
             return Err(wrong_reply());
         };
         self.node.fill(&mut reply.header);
@@ -149,26 +140,35 @@ impl Kv for KvService {
 
     async fn txn(&self, request: Request<pb::TxnRequest>) -> Result<Response<pb::TxnResponse>, Status> {
         self.node.require_leader(request.metadata())?;
-        let caller = Caller::of(request.extensions());
+        let credential = Credential::of(&request);
         let message = request.into_inner();
         let txn = convert::txn(message.clone()).map_err(status)?;
         check::txn(&txn).map_err(status)?;
-        authorise(&caller, &txn).map_err(status)?;
+        credential.rights().txn(&txn).map_err(status)?;
         let mut reply = if txn.is_read_only() {
             if !is_serializable(&message) {
                 self.node.read_barrier().await.map_err(status)?;
             }
-            let outcome = self.node.shared.store().read_txn(&txn);
+            let caller = self.node.caller(&credential).await.map_err(status)?;
+            let outcome = {
+                let store = self.node.shared.store();
+                caller.txn(store.leases(), &txn).map_err(status)?;
+                store.read_txn(&txn)
+            };
+            caller.unchanged().map_err(status)?;
             convert::txn_reply(outcome.map_err(|failure| match failure {
                 Failure::Refused(error) => status(error),
                 Failure::Storage(error) => storage_status(&error),
             })?)
         } else {
+            let caller = self.node.caller(&credential).await.map_err(status)?;
+            caller.propose_txn(&txn).map_err(status)?;
             if writes_data(&txn) {
                 self.node.check_space().map_err(status)?;
             }
-            let ReplyBody::Txn(reply) = self.node.propose(LogBody::Txn(message)).await.map_err(status)?
-            else {
+            let command = LogBody::Txn(message);
+            let reply = self.node.propose(caller.by(), command).await.map_err(status)?;
+            let ReplyBody::Txn(reply) = reply else {
                 return Err(wrong_reply());
             };
             reply
@@ -182,10 +182,16 @@ impl Kv for KvService {
         request: Request<pb::CompactionRequest>,
     ) -> Result<Response<pb::CompactionResponse>, Status> {
         self.node.require_leader(request.metadata())?;
-        Caller::of(request.extensions()).administer().map_err(status)?;
+        let caller = self
+            .node
+            .caller(&Credential::of(&request))
+            .await
+            .map_err(status)?;
+        caller.propose_administration().map_err(status)?;
         // Space is given back in the same step, so `physical` asks for nothing more.
         let command = LogBody::Compact(request.into_inner());
-        let ReplyBody::Done(revision) = self.node.propose(command).await.map_err(status)? else {
+        let reply = self.node.propose(caller.by(), command).await.map_err(status)?;
+        let ReplyBody::Done(revision) = reply else {
             return Err(wrong_reply());
         };
         Ok(Response::new(pb::CompactionResponse {

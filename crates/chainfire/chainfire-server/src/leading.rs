@@ -263,7 +263,11 @@ mod tests {
 
         fn apply(&mut self, term: u64, body: LogBody) {
             self.index += 1;
-            let bytes = LogRecord { body: Some(body) }.encode_to_vec();
+            let record = LogRecord {
+                body: Some(body),
+                caller: None,
+            };
+            let bytes = record.encode_to_vec();
             let entry = Committed {
                 index: self.index,
                 term,

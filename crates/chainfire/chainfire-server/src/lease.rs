@@ -10,7 +10,7 @@ use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
-    auth::Caller,
+    auth::Credential,
     lessor::{Lessor, Renewing},
     node::{Node, status},
     record::{LogBody, ReplyBody},
@@ -29,13 +29,17 @@ type Asked = (Option<pb::ResponseHeader>, i64, Renewing);
 async fn ask(
     node: Node,
     lessor: Lessor,
+    credential: Credential,
     mut asks: Streaming<pb::LeaseKeepAliveRequest>,
     asked: mpsc::Sender<Asked>,
 ) {
     while let Ok(Some(ask)) = asks.message().await {
         // The revision from before the renewal, as etcd has it.
         let header = node.header_at(node.shared.revision());
-        let renewing = lessor.renew(ask.id).await;
+        let renewing = match may_renew(&node, &credential, ask.id).await {
+            Ok(()) => lessor.renew(ask.id).await,
+            Err(error) => Renewing::refused(error),
+        };
         if asked.send((header, ask.id, renewing)).await.is_err() {
             return;
         }
@@ -80,6 +84,12 @@ impl LeaseService {
     }
 }
 
+/// Whether whoever opened the stream may renew a lease now: rights and tokens end while streams live on.
+async fn may_renew(node: &Node, credential: &Credential, id: i64) -> Result<(), OpError> {
+    let caller = node.caller(credential).await?;
+    caller.renew_lease(node.shared.store().leases(), id)
+}
+
 #[tonic::async_trait]
 impl Lease for LeaseService {
     async fn lease_grant(
@@ -87,7 +97,9 @@ impl Lease for LeaseService {
         request: Request<pb::LeaseGrantRequest>,
     ) -> Result<Response<pb::LeaseGrantResponse>, Status> {
         self.node.require_leader(request.metadata())?;
-        Caller::of(request.extensions()).known().map_err(status)?;
+        let credential = Credential::of(&request);
+        let caller = self.node.caller(&credential).await.map_err(status)?;
+        caller.known().map_err(status)?;
         self.node.check_space().map_err(status)?;
         let mut message = request.into_inner();
         if message.ttl > chainfire_core::MAX_LEASE_TTL_S {
@@ -98,7 +110,7 @@ impl Lease for LeaseService {
             while chosen_here && message.id == 0 {
                 message.id = (rand::random::<u64>() >> 1).cast_signed();
             }
-            match self.node.propose(LogBody::Grant(message)).await {
+            match self.node.propose(caller.by(), LogBody::Grant(message)).await {
                 Ok(ReplyBody::Granted(mut reply)) => {
                     self.node.fill(&mut reply.header);
                     return Ok(Response::new(reply));
@@ -116,18 +128,16 @@ impl Lease for LeaseService {
         request: Request<pb::LeaseRevokeRequest>,
     ) -> Result<Response<pb::LeaseRevokeResponse>, Status> {
         self.node.require_leader(request.metadata())?;
-        let caller = Caller::of(request.extensions());
+        let credential = Credential::of(&request);
+        let caller = self.node.caller(&credential).await.map_err(status)?;
         caller.known().map_err(status)?;
         let message = request.into_inner();
         // Ending a lease deletes its keys: only for who may delete them.
         for key in self.keys_of(message.id).unwrap_or_default() {
-            caller.write(&KeyRange::single(key)).map_err(status)?;
+            caller.propose_write(&KeyRange::single(key)).map_err(status)?;
         }
-        let reply = self
-            .node
-            .propose(LogBody::Revoke(message))
-            .await
-            .map_err(status)?;
+        let command = LogBody::Revoke(message);
+        let reply = self.node.propose(caller.by(), command).await.map_err(status)?;
         let ReplyBody::Done(revision) = reply else {
             return Err(Status::internal("the state machine answered another question"));
         };
@@ -144,7 +154,8 @@ impl Lease for LeaseService {
         request: Request<Streaming<pb::LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         self.node.require_leader(request.metadata())?;
-        Caller::of(request.extensions()).known().map_err(status)?;
+        let credential = Credential::of(&request);
+        credential.rights().known().map_err(status)?;
         let asks = request.into_inner();
         let (replies, stream) = mpsc::channel(REPLY_QUEUE);
         let (node, lessor, stop) = (self.node.clone(), self.lessor.clone(), self.node.tasks.clone());
@@ -154,7 +165,7 @@ impl Lease for LeaseService {
                 let (asked, answers) = mpsc::channel(MAX_ASKED);
                 tokio::select! {
                     // The answers to what was asked are still given when the client has no more to ask.
-                    () = async { tokio::join!(ask(node, lessor, asks, asked), answer(answers, &replies)); } => {}
+                    () = async { tokio::join!(ask(node, lessor, credential, asks, asked), answer(answers, &replies)); } => {}
                     () = stop.stopping() => {}
                     () = replies.closed() => {}
                 }
@@ -168,7 +179,8 @@ impl Lease for LeaseService {
         request: Request<pb::LeaseTimeToLiveRequest>,
     ) -> Result<Response<pb::LeaseTimeToLiveResponse>, Status> {
         self.node.require_leader(request.metadata())?;
-        let caller = Caller::of(request.extensions());
+        let credential = Credential::of(&request);
+        let caller = self.node.caller(&credential).await.map_err(status)?;
         caller.known().map_err(status)?;
         let message = request.into_inner();
         let ttl = self.lessor.remaining(message.id).await.map_err(status)?;
@@ -189,10 +201,13 @@ impl Lease for LeaseService {
             keys: Vec::new(),
         };
         if message.keys {
+            // By the rights of the state that the keys are of.
+            let caller = self.node.caller(&credential).await.map_err(status)?;
             reply.keys = self.keys_of(message.id).unwrap_or_default();
             for key in &reply.keys {
                 caller.read(&KeyRange::single(key.clone())).map_err(status)?;
             }
+            caller.unchanged().map_err(status)?;
         }
         Ok(Response::new(reply))
     }
@@ -202,16 +217,17 @@ impl Lease for LeaseService {
         request: Request<pb::LeaseLeasesRequest>,
     ) -> Result<Response<pb::LeaseLeasesResponse>, Status> {
         self.node.require_leader(request.metadata())?;
-        Caller::of(request.extensions()).known().map_err(status)?;
+        let credential = Credential::of(&request);
+        credential.rights().known().map_err(status)?;
         self.node.read_barrier().await.map_err(status)?;
-        let leases = self
-            .node
-            .shared
-            .store()
-            .leases()
-            .iter()
-            .map(|(id, _)| pb::LeaseStatus { id })
-            .collect();
+        let caller = self.node.caller(&credential).await.map_err(status)?;
+        let leases = {
+            let store = self.node.shared.store();
+            // etcd's rule: who may not read some key of some lease gets no list at all.
+            caller.see_leases(store.leases()).map_err(status)?;
+            let ids = store.leases().iter();
+            ids.map(|(id, _)| pb::LeaseStatus { id }).collect()
+        };
         Ok(Response::new(pb::LeaseLeasesResponse {
             header: self.node.header(),
             leases,

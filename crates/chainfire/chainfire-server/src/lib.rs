@@ -1,7 +1,7 @@
 //! A Chainfire member: etcd's v3 services over one Raft group.
 //!
 //! What it deliberately does not know: Aegis or any other service (their rights are a fixed table of certificate
-//! identities, [`auth`](self)), the consensus algorithm (`raft-host`), files (`kv-engine` and `raft-host`), what keys
+//! identities, `auth/table.rs`), the consensus algorithm (`raft-host`), files (`kv-engine` and `raft-host`), what keys
 //! mean. What a command does is decided in `chainfire-core`; here it is carried, stored and served.
 //!
 //! Entry points: [`Config`], [`run`]; [`offline`] for what is done to members that do not run.
@@ -12,7 +12,8 @@
 //!    leader, many together;
 //! 3. nothing waits for a watcher: the hub wakes the streams that a change concerns, each has a task of its own with a
 //!    bounded queue;
-//! 4. every call checks the caller's rights on every range it names before anything else is done with it.
+//! 4. every call checks the caller's rights on every range it names before anything else is done with it; those that
+//!    come from etcd's users and roles are checked again by the state machine, at the place in the log of the write.
 //!
 //! ```text
 //!  clients ──> kv, lease, watch, cluster ──> Node ──propose/read_index──> raft-host ──> Machine ──> kv-engine
@@ -60,5 +61,6 @@ mod storage;
 mod watch;
 mod wire;
 
+pub use auth::TokenConfigProblem;
 pub use config::{Chainfire, Config, ConfigProblem, InitialState, Member};
 pub use start::{ServerError, run, run_on};

@@ -11,18 +11,19 @@ use std::{
 
 use bytes::Bytes;
 use chainfire_client::wire::etcdserverpb as pb;
-use chainfire_core::{Applied, Event, Reply, Store, watch::EventRing};
+use chainfire_core::{Applied, Event, Reply, Store, auth::AuthChange, watch::EventRing};
 use kv_engine::{Engine, EngineConfig, Export, Import};
 use prost::Message;
 use raft_host::{Committed, MachineError, Payload, SnapshotSink, SnapshotSource, StateMachine};
 use tokio::sync::{Notify, watch};
 
 use crate::{
+    auth::{AuthState, record::CallerRecord},
     clock::Clock,
     convert,
     leading::Leading,
     members::table::MemberTable,
-    record::{LogBody, LogRecord, MetaRecord, ReplyBody, ReplyRecord},
+    record::{LogBody, LogRecord, MetaRecord, ReplyBody, ReplyRecord, TokenReply},
     storage::{EngineStore, StorageError, Tables},
 };
 
@@ -46,6 +47,7 @@ pub(crate) struct Shared {
     members: RwLock<MemberTable>,
     /// The set of leases changed.
     pub(crate) leases_changed: Notify,
+    pub(crate) auth: Arc<AuthState>,
     pub(crate) tables: Tables,
     clock: Clock,
 }
@@ -129,7 +131,9 @@ impl Machine {
         let tables = Tables::open(engine)?;
         let (store, applied) = load(&tables)?;
         let revision = store.revision();
+        let auth = AuthState::new(store.auth().clone(), applied);
         let shared = Arc::new(Shared {
+            auth: Arc::new(auth),
             ring: RwLock::new(EventRing::new(revision, ring_bytes)),
             revision: watch::Sender::new(revision),
             store: RwLock::new(store),
@@ -180,6 +184,21 @@ impl Machine {
         Ok(revision)
     }
 
+    /// Stores what an entry changed of auth; the token that it gave out, if it did.
+    fn take_auth(
+        &self,
+        store: &mut Store<EngineStore>,
+        index: u64,
+        changes: &[AuthChange],
+    ) -> Option<String> {
+        if changes.is_empty() {
+            return None;
+        }
+        let auth = store.auth().clone();
+        store.storage_mut().put_auth(&auth, changes);
+        self.shared.auth.take(index, changes)
+    }
+
     fn note_leases(&self, granted: &[(i64, i64)], ended: &[i64]) {
         if granted.is_empty() && ended.is_empty() {
             return;
@@ -197,13 +216,12 @@ impl Machine {
 
 fn load(tables: &Tables) -> Result<(Store<EngineStore>, u64), StorageError> {
     let storage = EngineStore::new(tables.clone());
-    Ok(match tables.meta()? {
-        None => (Store::new(storage), 0),
-        Some(meta) => (
-            Store::open(storage, meta.revision, meta.compacted, tables.leases()?)?,
-            meta.applied,
-        ),
-    })
+    let Some(meta) = tables.meta()? else {
+        return Ok((Store::new(storage), 0));
+    };
+    let mut store = Store::open(storage, meta.revision, meta.compacted, tables.leases()?)?;
+    store.restore_auth(tables.auth()?);
+    Ok((store, meta.applied))
 }
 
 /// What one entry does.
@@ -262,7 +280,7 @@ fn apply_entry(
     };
     let command = convert::command(body)
         .map_err(|error| format!("log entry {} is not a valid command: {error}", entry.index))?;
-    let applied = store.apply(&command)?;
+    let applied = store.apply_by(&CallerRecord::by(record.caller), &command)?;
     if let Some((id, ttl_s)) = applied.granted {
         store.storage_mut().put_lease(id, ttl_s, 0);
     }
@@ -289,12 +307,19 @@ fn encode_reply(reply: Reply, revision: i64) -> Bytes {
             ttl: ttl_s,
             error: String::new(),
         }),
-        Reply::Compacted { .. } | Reply::Revoked | Reply::Checkpointed | Reply::Expired { .. } => {
-            ReplyBody::Done(revision)
-        }
+        Reply::Compacted { .. }
+        | Reply::Revoked
+        | Reply::Checkpointed
+        | Reply::Expired { .. }
+        | Reply::Auth => ReplyBody::Done(revision),
         Reply::Refused(error) => ReplyBody::refused(error),
     };
     ReplyRecord { body: Some(body) }.encode_to_vec().into()
+}
+
+fn token_reply(token: String, revision: i64) -> Bytes {
+    let body = Some(ReplyBody::Token(TokenReply { token, revision }));
+    ReplyRecord { body }.encode_to_vec().into()
 }
 
 impl StateMachine for Machine {
@@ -305,6 +330,7 @@ impl StateMachine for Machine {
     fn apply(&mut self, entries: &[Committed<'_>]) -> Result<Vec<Bytes>, MachineError> {
         let mut replies = Vec::with_capacity(entries.len());
         let (mut changes, mut granted, mut ended) = (Vec::new(), Vec::new(), Vec::new());
+        let mut auth_changed = None;
         let mut store = self.shared.store_mut();
         let mut members = self.shared.members_mut();
         for entry in entries {
@@ -312,10 +338,16 @@ impl StateMachine for Machine {
                 Effect::Nothing => Bytes::new(),
                 Effect::Members(body) => ReplyRecord { body: Some(body) }.encode_to_vec().into(),
                 Effect::Command(applied) => {
+                    if !applied.auth.is_empty() {
+                        auth_changed = Some(entry.index);
+                    }
                     changes.extend(applied.changes);
                     granted.extend(applied.granted);
                     ended.extend(applied.ended);
-                    encode_reply(applied.reply, store.revision())
+                    match self.take_auth(&mut store, entry.index, &applied.auth) {
+                        Some(token) => token_reply(token, store.revision()),
+                        None => encode_reply(applied.reply, store.revision()),
+                    }
                 }
             });
             self.applied = entry.index;
@@ -327,6 +359,10 @@ impl StateMachine for Machine {
             compacted: store.compacted(),
         };
         store.storage_mut().commit(&meta)?;
+        if let Some(index) = auth_changed {
+            // Before the lock goes: whoever sees what was applied after a change of rights sees the change.
+            self.shared.auth.publish(store.auth(), index);
+        }
         drop(members);
         drop(store);
         self.note_leases(&granted, &ended);
@@ -364,6 +400,7 @@ impl StateMachine for Machine {
         }
         let revision = restored.revision();
         *self.shared.members_mut() = tables.members()?;
+        self.shared.auth.replace(restored.auth(), index);
         *store = restored;
         drop(store);
         self.applied = applied;

@@ -10,7 +10,7 @@ use std::{
 };
 
 use chainfire_client::wire::etcdserverpb as pb;
-use chainfire_core::{Code, OpError, Range, RangeOutcome, storage::RevisionReader};
+use chainfire_core::{Code, OpError, Range, RangeOutcome, auth::By, storage::RevisionReader};
 use hearth_service::tasks::Tasks;
 use prost::Message;
 use raft_host::{GroupId, HostHandle, LeaderInfo, Membership, NodeId, ProposeError, ReadError, Role};
@@ -21,6 +21,7 @@ use tokio::{
 use tonic::{Status, metadata::MetadataMap};
 
 use crate::{
+    auth::{TokenProvider, record::CallerRecord},
     config::Chainfire,
     machine::Shared,
     outbox::Peers,
@@ -55,6 +56,7 @@ pub(crate) struct Inner {
     pub(crate) config: Chainfire,
     pub(crate) data_dir: PathBuf,
     pub(crate) shared: Arc<Shared>,
+    pub(crate) tokens: TokenProvider,
     pub(crate) raft: HostHandle,
     pub(crate) leader: watch::Receiver<LeaderInfo>,
     /// Raft's configuration, as applied here.
@@ -177,9 +179,14 @@ impl Node {
         Err(status(OpError::Compacted))
     }
 
-    /// Puts a command through the log. Repeats it by itself as long as it provably was not applied.
-    pub(crate) async fn propose(&self, body: LogBody) -> Result<ReplyBody, OpError> {
-        let data = bytes::Bytes::from(LogRecord { body: Some(body) }.encode_to_vec());
+    /// Puts a command through the log, on somebody's behalf. Repeats it by itself as long as it provably was not
+    /// applied.
+    pub(crate) async fn propose(&self, by: &By, body: LogBody) -> Result<ReplyBody, OpError> {
+        let record = LogRecord {
+            body: Some(body),
+            caller: CallerRecord::of(by),
+        };
+        let data = bytes::Bytes::from(record.encode_to_vec());
         if data.len() > MAX_REQUEST_BYTES {
             return Err(OpError::RequestTooLarge);
         }

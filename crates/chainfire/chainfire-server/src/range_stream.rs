@@ -12,6 +12,7 @@ use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::Status;
 
 use crate::{
+    auth::Caller,
     convert,
     node::{MAX_REQUEST_BYTES, Node, status, storage_status},
 };
@@ -55,21 +56,21 @@ pub(crate) fn check(message: pb::RangeRequest) -> Result<Range, Status> {
 }
 
 /// Starts answering; it ends when the client has everything or is gone.
-pub(crate) fn start(node: &Node, range: Range) -> impl Stream<Item = Piece> + Send + use<> {
+pub(crate) fn start(node: &Node, caller: Caller, range: Range) -> impl Stream<Item = Piece> + Send + use<> {
     let (pieces, stream) = mpsc::channel(PIECE_QUEUE);
     let node = node.clone();
     let tasks = node.tasks.clone();
     tasks.spawn("range stream", Kind::Background, async move {
         tokio::select! {
             () = node.tasks.stopping() => {}
-            () = answer(&node, range, &pieces) => {}
+            () = answer(&node, &caller, range, &pieces) => {}
         }
         Ok(())
     });
     ReceiverStream::new(stream)
 }
 
-async fn answer(node: &Node, range: Range, pieces: &mpsc::Sender<Piece>) {
+async fn answer(node: &Node, caller: &Caller, range: Range, pieces: &mpsc::Sender<Piece>) {
     let mut answer = Answer {
         node,
         rest: range.keys.clone(),
@@ -83,7 +84,11 @@ async fn answer(node: &Node, range: Range, pieces: &mpsc::Sender<Piece>) {
         sent: 0,
     };
     loop {
-        let piece = answer.next().await;
+        // Checked after each read: a right that ended meanwhile ends the answer.
+        let piece = answer.next().await.and_then(|piece| {
+            caller.still_reads(&answer.range.keys).map_err(status)?;
+            Ok(piece)
+        });
         let (piece, over) = match piece {
             Ok((piece, over)) => (Ok(piece), over),
             Err(error) => (Err(error), true),

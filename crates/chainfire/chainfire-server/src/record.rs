@@ -5,13 +5,18 @@ use bytes::Bytes;
 use chainfire_client::wire::etcdserverpb as pb;
 use chainfire_core::{Event, EventKind, KeyValue, OpError, Point, error};
 
-use crate::members::table::MembersEntry;
+use crate::{
+    auth::record::{AuthRecord, CallerRecord},
+    members::table::MembersEntry,
+};
 
 /// A command in the log.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct LogRecord {
-    #[prost(oneof = "LogBody", tags = "1, 2, 3, 4, 5, 6, 7, 10, 11")]
+    #[prost(oneof = "LogBody", tags = "1, 2, 3, 4, 5, 6, 7, 9, 10, 11")]
     pub(crate) body: Option<LogBody>,
+    #[prost(message, optional, tag = "20")]
+    pub(crate) caller: Option<CallerRecord>,
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
@@ -34,6 +39,8 @@ pub(crate) enum LogBody {
     Checkpoint(CheckpointLeases),
     #[prost(message, tag = "11")]
     Members(MembersEntry),
+    #[prost(message, tag = "9")]
+    Auth(AuthRecord),
 }
 
 /// Leases that ran out by the clock of the leader of `term`. In another term it is void: the next leader has given
@@ -78,7 +85,7 @@ pub(crate) fn value_lease(value: &[u8]) -> Option<(i64, i64)> {
 /// The state machine's answer, from the Raft thread to the waiting call of the same process; never stored.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct ReplyRecord {
-    #[prost(oneof = "ReplyBody", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "ReplyBody", tags = "1, 2, 3, 4, 5, 6, 15")]
     pub(crate) body: Option<ReplyBody>,
 }
 
@@ -98,6 +105,17 @@ pub(crate) enum ReplyBody {
     /// Done; the store's revision afterwards.
     #[prost(int64, tag = "6")]
     Done(i64),
+    #[prost(message, tag = "15")]
+    Token(TokenReply),
+}
+
+/// A token was given out.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct TokenReply {
+    #[prost(string, tag = "1")]
+    pub(crate) token: String,
+    #[prost(int64, tag = "2")]
+    pub(crate) revision: i64,
 }
 
 impl ReplyBody {

@@ -1,12 +1,12 @@
 //! Bringing a member up: ports first, then the state, then Raft, then the services.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use axum::middleware;
 use chainfire_client::wire::{
     etcdserverpb::{
-        cluster_server::ClusterServer, kv_server::KvServer, lease_server::LeaseServer,
-        maintenance_server::MaintenanceServer, watch_server::WatchServer,
+        auth_server::AuthServer, cluster_server::ClusterServer, kv_server::KvServer,
+        lease_server::LeaseServer, maintenance_server::MaintenanceServer, watch_server::WatchServer,
     },
     v3electionpb::election_server::ElectionServer,
     v3lockpb::lock_server::LockServer,
@@ -22,7 +22,9 @@ use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 
 use crate::{
-    Config, ConfigProblem, backups,
+    Config, ConfigProblem,
+    auth::{AuthService, Hasher, TokenConfig, TokenConfigProblem, TokenProvider},
+    backups,
     cluster::ClusterService,
     election::ElectionService,
     gateway, history, incarnation,
@@ -112,6 +114,9 @@ pub enum ServerError {
         /// The cluster of the configuration.
         cluster: String,
     },
+    /// The keys that tokens are signed with cannot be used.
+    #[error(transparent)]
+    Tokens(#[from] TokenConfigProblem),
     /// A folder or file of the data folder cannot be made or read.
     #[error("cannot make or read `{path}`; see to its permissions and the disk")]
     Folder {
@@ -167,6 +172,7 @@ where
     if found != MEMBER_IDENTITY {
         return Err(ServerError::Identity { found });
     }
+    let tokens = TokenProvider::new(&TokenConfig::parse(&config.chainfire.auth_token)?)?;
     // Ports first: a second process of the same member ends here, before it touches a file.
     let client_port = Listener::bind(config.chainfire.listen_client).await?;
     let peer_port = Listener::bind(config.chainfire.listen_peer).await?;
@@ -202,6 +208,7 @@ where
         config: config.chainfire.clone(),
         data_dir: config.service.data_dir.clone(),
         shared,
+        tokens,
         raft: raft.clone(),
         leader,
         membership,
@@ -209,6 +216,8 @@ where
         tasks: tasks.clone(),
         no_space: false.into(),
     });
+    let token_ttl = Duration::from_secs(config.chainfire.auth_token_ttl_s);
+    node.shared.auth.tokens.set_ttl(token_ttl);
     let (lessor, renewals) = Lessor::new(node.clone());
     let changer = Changer::new(node.clone());
     let health = Health::new(&config.service.name);
@@ -223,9 +232,15 @@ where
     match_in(&tasks, &hub);
     supervise_membership(&tasks, &node, begun.file);
 
+    let client_auth = if config.chainfire.client_cert_required {
+        ClientAuth::Required
+    } else {
+        ClientAuth::Optional
+    };
     let options = ServeOptions {
-        tls: Some((identity.clone(), ClientAuth::Required)),
+        tls: Some((identity.clone(), client_auth)),
         plaintext_loopback: config.chainfire.plaintext_loopback,
+        common_names: true,
         max_connections: MAX_CLIENTS,
     };
     let routes = client_routes(&node, &lessor, &hub, &changer).add_service(grpc_health);
@@ -327,7 +342,9 @@ fn supervise_membership(tasks: &Tasks, node: &Node, file: MemberFile) {
 fn client_routes(node: &Node, lessor: &Lessor, hub: &Hub, changer: &Changer) -> Routes {
     let kv = KvServer::new(KvService::new(node.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let lease = LeaseService::new(node.clone(), lessor.clone());
+    let hasher = Hasher::new(node.config.bcrypt_cost);
     let routes = Routes::new(kv)
+        .add_service(AuthServer::new(AuthService::new(node.clone(), hasher)))
         .add_service(WatchServer::new(WatchService::new(node.clone(), hub.clone())))
         .add_service(LeaseServer::new(lease))
         .add_service(ClusterServer::new(ClusterService::new(

@@ -6,12 +6,14 @@ use std::{collections::BTreeMap, ops::Bound};
 use bytes::Bytes;
 use chainfire_core::{
     Event, Point,
+    auth::{Auth, AuthChange},
     storage::{RevisionReader, RevisionStore},
 };
 use kv_engine::{Batch, Engine, EngineError, Exported, Keyspace, Snapshot};
 use prost::Message;
 
 use crate::{
+    auth,
     members::table::{MemberTable, Write},
     record::{EventRecord, META_KEY, MetaRecord, key_point, lease_value, point_key, value_lease},
 };
@@ -33,6 +35,7 @@ pub(crate) struct Tables {
     pub(crate) engine: Engine,
     revisions: Keyspace,
     leases: Keyspace,
+    auth: Keyspace,
     meta: Keyspace,
     members: Keyspace,
 }
@@ -41,12 +44,14 @@ impl Tables {
     pub(crate) fn open(engine: Engine) -> Result<Tables, EngineError> {
         let revisions = engine.keyspace("revisions")?;
         let leases = engine.keyspace("leases")?;
+        let auth = engine.keyspace("auth")?;
         let meta = engine.keyspace("meta")?;
         let members = engine.keyspace("members")?;
         Ok(Tables {
             engine,
             revisions,
             leases,
+            auth,
             meta,
             members,
         })
@@ -54,9 +59,15 @@ impl Tables {
 
     /// All of them, for snapshots of the state.
     pub(crate) fn all(&self) -> Vec<Keyspace> {
-        [&self.revisions, &self.leases, &self.meta, &self.members]
-            .map(Keyspace::clone)
-            .into()
+        [
+            &self.revisions,
+            &self.leases,
+            &self.auth,
+            &self.meta,
+            &self.members,
+        ]
+        .map(Keyspace::clone)
+        .into()
     }
 
     pub(crate) fn meta(&self) -> Result<Option<MetaRecord>, StorageError> {
@@ -108,6 +119,15 @@ impl Tables {
                     })
             })
             .collect()
+    }
+
+    pub(crate) fn auth(&self) -> Result<Auth, StorageError> {
+        let all = (Bound::Unbounded, Bound::Unbounded);
+        let snapshot = self.engine.snapshot()?;
+        let records: Vec<_> = snapshot.range(&self.auth, all)?.collect::<Result<_, _>>()?;
+        auth::record::restore(records).ok_or_else(|| StorageError::Record {
+            what: "a user or a role".into(),
+        })
     }
 
     fn decode(at: Point, bytes: Bytes) -> Result<Event, StorageError> {
@@ -294,6 +314,19 @@ impl EngineStore {
 
     pub(crate) fn delete_lease(&mut self, id: i64) {
         self.batch.delete(&self.tables.leases, id.to_be_bytes().to_vec());
+    }
+
+    /// Writes what changed of auth.
+    pub(crate) fn put_auth(&mut self, auth: &Auth, changes: &[AuthChange]) {
+        for (key, record) in changes
+            .iter()
+            .filter_map(|change| auth::record::stored(auth, change))
+        {
+            match record {
+                Some(record) => self.batch.put(&self.tables.auth, key, record),
+                None => self.batch.delete(&self.tables.auth, key),
+            }
+        }
     }
 
     /// Makes the round visible, with where it ends.

@@ -139,6 +139,7 @@ pub async fn run(config: Config, tasks: Tasks) -> Result<(), AgentError> {
         let options = ServeOptions {
             tls: None,
             plaintext_loopback: true,
+            common_names: false,
             max_connections: MAX_METRICS_CONNECTIONS,
         };
         let (router, group) = (health::router(health.clone()), tasks.clone());

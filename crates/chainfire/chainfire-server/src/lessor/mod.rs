@@ -11,7 +11,7 @@ mod renew;
 
 use std::time::Duration;
 
-use chainfire_core::OpError;
+use chainfire_core::{OpError, auth::By};
 use raft_host::{NodeId, Role};
 use tokio::{
     sync::mpsc,
@@ -93,7 +93,7 @@ impl Lessor {
         match shared.due() {
             Due::Wait(wait) => wait,
             Due::Expire(expire) => {
-                if let Err(error) = self.node.propose(expire.clone().into()).await {
+                if let Err(error) = self.node.propose(&By::System, expire.clone().into()).await {
                     tracing::warn!(%error, leases = expire.ids.len(), "expired leases could not be ended yet");
                     shared.not_expired(&expire.ids);
                     return RETRY_PAUSE;
@@ -104,7 +104,7 @@ impl Lessor {
             // A member of an earlier release would stop at such an entry.
             Due::Checkpoint(_) if shared.members().level() < LEVEL => RETRY_PAUSE,
             Due::Checkpoint(checkpoint) => {
-                if let Err(error) = self.node.propose(checkpoint.clone().into()).await {
+                if let Err(error) = self.node.propose(&By::System, checkpoint.clone().into()).await {
                     tracing::warn!(%error, leases = checkpoint.ids.len(), "what is left of leases could not be stored");
                     return RETRY_PAUSE;
                 }

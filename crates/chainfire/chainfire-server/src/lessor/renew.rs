@@ -44,6 +44,13 @@ impl Renewals {
 pub(crate) struct Renewing(oneshot::Receiver<Result<i64, OpError>>);
 
 impl Renewing {
+    /// An ask that is not handed on.
+    pub(crate) fn refused(error: OpError) -> Renewing {
+        let (done, answer) = oneshot::channel();
+        let _ = done.send(Err(error));
+        Renewing(answer)
+    }
+
     /// The seconds granted, 0 when there is no such lease.
     pub(crate) async fn answer(self) -> Result<i64, OpError> {
         self.0.await.unwrap_or(Err(OpError::Stopped))

@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use chainfire_core::OpError;
+use chainfire_core::{OpError, auth::By};
 use raft_host::Membership;
 use tokio::time::{sleep, timeout};
 
@@ -140,5 +140,5 @@ pub(crate) async fn hello(node: &Node, id: u64) -> Option<HelloReply> {
 
 async fn propose(node: &Node, body: MembersBody) -> Result<(), OpError> {
     let entry = MembersEntry { body: Some(body) };
-    node.propose(LogBody::Members(entry)).await.map(drop)
+    node.propose(&By::System, LogBody::Members(entry)).await.map(drop)
 }

@@ -24,7 +24,7 @@ pub(crate) use hub::{Hub, HubLimits};
 use session::Session;
 
 use crate::{
-    auth::Caller,
+    auth::Credential,
     node::{Node, status, wants_leader},
 };
 
@@ -49,10 +49,10 @@ impl Watch for WatchService {
         request: Request<Streaming<pb::WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         self.node.require_leader(request.metadata())?;
-        let caller = Caller::of(request.extensions());
-        caller.known().map_err(status)?;
+        let credential = Credential::of(&request);
+        credential.rights().known().map_err(status)?;
         let needs_leader = wants_leader(request.metadata());
-        let (session, responses) = Session::new(self.node.clone(), &self.hub, caller);
+        let (session, responses) = Session::new(self.node.clone(), &self.hub, credential);
         let stop = self.node.tasks.clone();
         let requests = request.into_inner();
         self.node

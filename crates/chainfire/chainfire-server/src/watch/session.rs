@@ -13,10 +13,11 @@ use chainfire_client::wire::etcdserverpb::{
 };
 use chainfire_core::{
     KeyRange, OpError,
+    auth::Auth,
     watch::{Create, Interest, Limits, Pull, Response, Say, Stream as Core},
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     time::{Instant, interval_at},
 };
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
@@ -27,7 +28,7 @@ use super::{
     reader::Reader,
 };
 use crate::{
-    auth::Caller,
+    auth::{Caller, Credential},
     node::{Node, status, storage_status},
     storage::StorageError,
 };
@@ -58,7 +59,10 @@ pub(super) struct Gone;
 
 pub(super) struct Session {
     node: Node,
-    caller: Caller,
+    credential: Credential,
+    /// Who asked for the newest watcher.
+    caller: Option<Caller>,
+    auth: watch::Receiver<Arc<Auth>>,
     core: Core,
     reader: Reader,
     seat: Seat,
@@ -77,7 +81,7 @@ impl Session {
     pub(super) fn new(
         node: Node,
         hub: &Hub,
-        caller: Caller,
+        credential: Credential,
     ) -> (
         Session,
         impl Stream<Item = Result<WatchResponse, Status>> + Send + use<>,
@@ -93,8 +97,10 @@ impl Session {
             seat: hub.join(),
             catch_ups: hub.catch_ups(),
             progress_ms: hub.progress_ms(),
+            auth: node.shared.auth.changes(),
             node,
-            caller,
+            credential,
+            caller: None,
             busy: false,
             hand: None,
             queue: Arc::new(Semaphore::new(QUEUE_BYTES)),
@@ -132,13 +138,20 @@ impl Session {
             let listening = requests_open && self.core.announcements() < MAX_ANNOUNCEMENTS;
             tokio::select! {
                 request = requests.message(), if listening => match request {
-                    Ok(Some(request)) => self.take(request),
+                    Ok(Some(request)) => self.take(request).await,
                     // The client has said all it wants to say, and goes on listening.
                     Ok(None) => requests_open = false,
                     Err(_) => return Err(Gone),
                 },
                 share = share(&self.queue, self.hand.as_ref()) => self.send(share)?,
                 () = self.seat.marked() => self.busy = true,
+                changed = self.auth.changed() => {
+                    if changed.is_err() {
+                        return Err(Gone);
+                    }
+                    self.auth.mark_changed();
+                    self.judge();
+                }
                 () = self.seat.reached(self.core.awaits()) => self.busy = true,
                 held = async { turn.as_mut()?.await }, if turn.is_some() && self.hand.is_none() => {
                     turn = None;
@@ -169,6 +182,7 @@ impl Session {
                 Err(error) => return self.broken(&error),
             }
             self.withdraw();
+            self.judge();
             if let Some(response) = &self.hand
                 && let Ok(share) = self.queue.clone().try_acquire_many_owned(cost(response))
             {
@@ -202,6 +216,7 @@ impl Session {
             Err(error) => return self.broken(&error),
         }
         self.withdraw();
+        self.judge();
         Ok(())
     }
 
@@ -211,11 +226,11 @@ impl Session {
         }
     }
 
-    fn take(&mut self, request: WatchRequest) {
+    async fn take(&mut self, request: WatchRequest) {
         // Published before any reply was sent, so the client never sees an older one than it has heard of.
         let now = self.node.shared.revision();
         match request.request_union {
-            Some(RequestUnion::CreateRequest(create)) => self.create(create, now),
+            Some(RequestUnion::CreateRequest(create)) => self.create(create, now).await,
             Some(RequestUnion::CancelRequest(cancel)) => {
                 self.core.cancel(cancel.watch_id, now);
                 self.withdraw();
@@ -226,7 +241,7 @@ impl Session {
         self.busy = true;
     }
 
-    fn create(&mut self, create: WatchCreateRequest, now: i64) {
+    async fn create(&mut self, create: WatchCreateRequest, now: i64) {
         // No key means the first possible one.
         let key = if create.key.is_empty() {
             Bytes::from_static(b"\0")
@@ -234,7 +249,7 @@ impl Session {
             create.key
         };
         let keys = KeyRange::new(key, create.range_end);
-        let permitted = self.caller.read(&keys).and_then(|()| self.seat.room());
+        let permitted = self.admit(&keys).await.and_then(|()| self.seat.room());
         let has = |filter: FilterType| create.filters.contains(&i32::from(filter));
         let create = Create {
             watch_id: create.watch_id,
@@ -251,6 +266,35 @@ impl Session {
         if let Some(enrol) = self.core.create(create, now, permitted) {
             let matched = self.seat.enrol(enrol.watch_id, &enrol.keys);
             self.core.enrolled(enrol.watch_id, matched);
+        }
+    }
+
+    /// Whether whoever opened the stream may read the keys now.
+    async fn admit(&mut self, keys: &KeyRange) -> Result<(), OpError> {
+        let caller = self.node.caller(&self.credential).await?;
+        caller.read(keys)?;
+        self.caller = Some(caller);
+        Ok(())
+    }
+
+    /// Ends the watchers whose caller has lost the right to their keys, when rights have changed. The state machine
+    /// shows changes of rights before the events after them: asked after a page was read, this keeps back whatever of
+    /// it the caller must not see.
+    fn judge(&mut self) {
+        if !self.auth.has_changed().unwrap_or(false) {
+            return;
+        }
+        self.auth.borrow_and_update();
+        let Some(caller) = &self.caller else { return };
+        let now = self.node.shared.revision();
+        self.core.recheck(now, |keys| caller.still_reads(keys).is_ok());
+        self.busy = true;
+        for id in self.core.take_withdrawn() {
+            self.seat.withdraw(id);
+            let about_it = |response: &mut Response| {
+                response.watch_id == id && matches!(response.say, Say::Events { .. })
+            };
+            let _kept_back = self.hand.take_if(about_it);
         }
     }
 

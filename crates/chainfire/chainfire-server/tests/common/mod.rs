@@ -247,6 +247,24 @@ impl Cluster {
         }
     }
 
+    /// Files of a client certificate with a common name and no identity.
+    pub fn named(&self, common_name: &str) -> TlsConfig {
+        let issued = self
+            .authority
+            .issue_named(common_name, LEAF_LIFETIME, SystemTime::now())
+            .unwrap();
+        let file = |suffix: &str, text: &str| -> PathBuf {
+            let path = self.dir.path().join(format!("named-{common_name}.{suffix}"));
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        TlsConfig {
+            ca: file("ca", self.authority.cert_pem()),
+            cert: file("crt", &issued.cert_pem),
+            key: file("key", &issued.key_pem),
+        }
+    }
+
     pub fn endpoints(&self) -> Vec<String> {
         self.members.iter().map(|member| member.client.clone()).collect()
     }
@@ -305,6 +323,25 @@ impl Cluster {
             .collect()
     }
 
+    /// etcdctl against all members, over TLS.
+    pub fn etcdctl_command(&self) -> Command {
+        let endpoints: Vec<String> = self
+            .members
+            .iter()
+            .map(|member| format!("https://{}", member.client))
+            .collect();
+        let mut command = Command::new("etcdctl");
+        command
+            .env("ETCDCTL_API", "3")
+            .arg(format!("--endpoints={}", endpoints.join(",")));
+        command
+    }
+
+    /// Runs etcdctl against all members over TLS.
+    pub fn etcdctl_tls(&self, args: &[&str]) -> std::process::Output {
+        self.etcdctl_command().args(args).output().unwrap()
+    }
+
     /// Runs etcdctl against all members; `None` when it is not installed.
     pub fn etcdctl(&self, args: &[&str]) -> Option<std::process::Output> {
         Command::new("etcdctl")
@@ -358,6 +395,19 @@ fn serve(path: &Path) -> Result<(), Box<dyn std::error::Error>> {
         chainfire_server::run_on(config, tasks.clone(), disk).await?;
         Ok(tasks.run_until_signal(grace).await?)
     })
+}
+
+/// Runs a command with text on its standard input.
+pub fn fed(mut command: Command, input: &str) -> std::process::Output {
+    use std::io::Write;
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
 }
 
 /// Ports that were free a moment ago, all different.

@@ -1,10 +1,10 @@
-//! Who may touch which keys: a fixed table (ARCHITECTURE.md, "Identities and certificates").
+//! Who may touch which keys by the way they come in: a fixed table (ARCHITECTURE.md, "Identities and certificates").
 //!
 //! It is fixed because everything else (Aegis included) stores its own rules in Chainfire: rights here cannot depend
 //! on anything that starts later.
 
-use chainfire_core::{KeyRange, OpError};
-use hearth_service::tls::{PeerIdentity, Plaintext};
+use chainfire_core::{KeyRange, Op, OpError, Txn};
+use hearth_service::tls::{CommonName, PeerIdentity, Plaintext};
 use http::Extensions;
 
 /// What a service may touch.
@@ -40,9 +40,9 @@ const CLOSED_TO_TOOLS: &[&str] = &["/aegis/", "/plasmavmc/", "/flashdns/"];
 const NODE: &str = "node/";
 const NODE_KEY: &str = "/plasmavmc/v1/sessions/";
 
-/// The rights of a caller.
+/// The rights that go with a way in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Caller {
+pub(crate) enum Rights {
     Unlimited,
     Service {
         read_write: &'static [&'static str],
@@ -52,70 +52,102 @@ pub(crate) enum Caller {
     Node {
         key: String,
     },
-    /// Plain text from a loopback address.
+    /// Plain text from a loopback address, or a certificate with a common name only.
     Tool,
+    /// TLS without a certificate: a tool once it says whose it is, nobody until then.
+    Anonymous,
     Nobody,
 }
 
-impl Caller {
-    /// The caller of a request, by what the listener put into its extensions.
-    pub(crate) fn of(extensions: &Extensions) -> Caller {
-        match extensions.get::<PeerIdentity>() {
-            Some(identity) => Caller::identity(&identity.path),
-            None if extensions.get::<Plaintext>().is_some() => Caller::Tool,
-            None => Caller::Nobody,
+impl Rights {
+    /// The rights of a request, by what the listener put into its extensions.
+    pub(crate) fn of(extensions: &Extensions) -> Rights {
+        if let Some(identity) = extensions.get::<PeerIdentity>() {
+            return Rights::identity(&identity.path);
         }
+        if extensions.get::<Plaintext>().is_some() || extensions.get::<CommonName>().is_some() {
+            return Rights::Tool;
+        }
+        Rights::Anonymous
     }
 
-    fn identity(path: &str) -> Caller {
+    /// Whether they are of one of Hearth's own identities, which etcd's users do not concern.
+    pub(crate) fn is_house(&self) -> bool {
+        matches!(
+            self,
+            Rights::Unlimited | Rights::Service { .. } | Rights::Node { .. }
+        )
+    }
+
+    pub(super) fn identity(path: &str) -> Rights {
         if UNLIMITED.contains(&path) {
-            return Caller::Unlimited;
+            return Rights::Unlimited;
         }
         if let Some(service) = SERVICES.iter().find(|service| service.path == path) {
-            return Caller::Service {
+            return Rights::Service {
                 read_write: service.read_write,
                 read: service.read,
             };
         }
         match path.strip_prefix(NODE) {
-            Some(node) if !node.is_empty() && !node.contains('/') => Caller::Node {
+            Some(node) if !node.is_empty() && !node.contains('/') => Rights::Node {
                 key: format!("{NODE_KEY}{node}"),
             },
-            _ => Caller::Nobody,
+            _ => Rights::Nobody,
         }
     }
 
     /// Whether it may read every key of the range.
     pub(crate) fn read(&self, keys: &KeyRange) -> Result<(), OpError> {
         allow(match self {
-            Caller::Unlimited | Caller::Tool => true,
-            Caller::Service { read_write, read } => within(read_write, keys) || within(read, keys),
-            Caller::Node { key } => is_key(key, keys),
-            Caller::Nobody => false,
+            Rights::Unlimited | Rights::Tool | Rights::Anonymous => true,
+            Rights::Service { read_write, read } => within(read_write, keys) || within(read, keys),
+            Rights::Node { key } => is_key(key, keys),
+            Rights::Nobody => false,
         })
     }
 
     /// Whether it may write every key of the range.
     pub(crate) fn write(&self, keys: &KeyRange) -> Result<(), OpError> {
         allow(match self {
-            Caller::Unlimited => true,
-            Caller::Tool => !CLOSED_TO_TOOLS
+            Rights::Unlimited => true,
+            Rights::Tool | Rights::Anonymous => !CLOSED_TO_TOOLS
                 .iter()
                 .any(|prefix| keys.touches_prefix(prefix.as_bytes())),
-            Caller::Service { read_write, .. } => within(read_write, keys),
-            Caller::Node { key } => is_key(key, keys),
-            Caller::Nobody => false,
+            Rights::Service { read_write, .. } => within(read_write, keys),
+            Rights::Node { key } => is_key(key, keys),
+            Rights::Nobody => false,
         })
+    }
+
+    /// Whether it may do everything that a transaction names, on both branches.
+    pub(crate) fn txn(&self, txn: &Txn) -> Result<(), OpError> {
+        for compare in &txn.compare {
+            self.read(&compare.keys)?;
+        }
+        for op in txn.success.iter().chain(&txn.failure) {
+            match op {
+                Op::Range(range) => self.read(&range.keys)?,
+                Op::Put(put) => self.write(&KeyRange::single(put.key.clone()))?,
+                Op::Delete(delete) => self.write(&delete.keys)?,
+                Op::Txn(txn) => self.txn(txn)?,
+                Op::Nothing => {}
+            }
+        }
+        Ok(())
     }
 
     /// Whether it may do what concerns everybody: compact, move the leader.
     pub(crate) fn administer(&self) -> Result<(), OpError> {
-        allow(matches!(self, Caller::Unlimited | Caller::Tool))
+        allow(matches!(
+            self,
+            Rights::Unlimited | Rights::Tool | Rights::Anonymous
+        ))
     }
 
     /// Whether it may ask for what concerns nobody's keys: members, status, leases.
     pub(crate) fn known(&self) -> Result<(), OpError> {
-        allow(*self != Caller::Nobody)
+        allow(*self != Rights::Nobody)
     }
 }
 
@@ -156,14 +188,14 @@ mod tests {
     #[test]
     fn rights_matrix() {
         let callers = [
-            Caller::identity("service/chainfire"),
-            Caller::identity("operator/root"),
-            Caller::identity("service/aegis"),
-            Caller::identity("service/flashdns"),
-            Caller::identity("service/plasmavmc"),
-            Caller::identity("node/n1"),
-            Caller::Tool,
-            Caller::Nobody,
+            Rights::identity("service/chainfire"),
+            Rights::identity("operator/root"),
+            Rights::identity("service/aegis"),
+            Rights::identity("service/flashdns"),
+            Rights::identity("service/plasmavmc"),
+            Rights::identity("node/n1"),
+            Rights::Tool,
+            Rights::Nobody,
         ];
         //                                        chainfire root aegis dns vmc node tool nobody
         let table = [
@@ -216,7 +248,7 @@ mod tests {
             "operator/root/x",
             "user/root",
         ] {
-            assert_eq!(Caller::identity(path), Caller::Nobody, "{path}");
+            assert_eq!(Rights::identity(path), Rights::Nobody, "{path}");
         }
     }
 }
