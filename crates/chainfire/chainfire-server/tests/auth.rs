@@ -6,7 +6,19 @@ mod common;
 
 use std::process::Output;
 
-use common::Cluster;
+use chainfire_client::wire::{
+    authpb,
+    etcdserverpb::{
+        self as pb, auth_client::AuthClient, kv_client::KvClient, watch_client::WatchClient,
+        watch_request::RequestUnion,
+    },
+};
+use common::{Cluster, PATIENCE};
+use tokio_stream::StreamExt;
+use tonic::{
+    Code, Request, Status,
+    transport::{Channel, Endpoint},
+};
 
 /// Password hashes as weak as bcrypt has them: these tests make many.
 const QUICK: &str = "bcrypt_cost = 4";
@@ -246,4 +258,300 @@ fn changes(ctl: &Ctl<'_>) {
     assert_eq!(root.ok(&["user", "delete", "alice"]), "User alice deleted\n");
     ctl.user("alice:new")
         .fails(&["get", "p1"], "authentication failed");
+}
+
+/// One member in plain text, with a token.
+#[derive(Clone)]
+struct Tool {
+    channel: Channel,
+    token: Option<String>,
+}
+
+impl Tool {
+    fn of(cluster: &Cluster, member: usize) -> Tool {
+        let url = format!("http://{}", cluster.members[member].client);
+        Tool {
+            channel: Endpoint::from_shared(url).unwrap().connect_lazy(),
+            token: None,
+        }
+    }
+
+    fn with(&self, token: &str) -> Tool {
+        Tool {
+            channel: self.channel.clone(),
+            token: Some(token.to_owned()),
+        }
+    }
+
+    fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.set_timeout(PATIENCE);
+        if let Some(token) = &self.token {
+            request.metadata_mut().insert("token", token.parse().unwrap());
+        }
+        request
+    }
+
+    fn auth(&self) -> AuthClient<Channel> {
+        AuthClient::new(self.channel.clone())
+    }
+
+    async fn user(&self, name: &str) {
+        let message = pb::AuthUserAddRequest {
+            name: name.into(),
+            password: name.into(),
+            ..Default::default()
+        };
+        self.auth().user_add(self.request(message)).await.unwrap();
+    }
+
+    async fn role(&self, name: &str) {
+        let message = pb::AuthRoleAddRequest { name: name.into() };
+        self.auth().role_add(self.request(message)).await.unwrap();
+    }
+
+    async fn grant(&self, user: &str, role: &str) {
+        let message = pb::AuthUserGrantRoleRequest {
+            user: user.into(),
+            role: role.into(),
+        };
+        self.auth().user_grant_role(self.request(message)).await.unwrap();
+    }
+
+    async fn permit(&self, role: &str, key: &'static str, end: &'static str) {
+        let message = pb::AuthRoleGrantPermissionRequest {
+            name: role.into(),
+            perm: Some(authpb::Permission {
+                perm_type: authpb::permission::Type::Readwrite.into(),
+                key: key.into(),
+                range_end: end.into(),
+            }),
+        };
+        self.auth()
+            .role_grant_permission(self.request(message))
+            .await
+            .unwrap();
+    }
+
+    async fn forbid(&self, role: &str, key: &'static str, end: &'static str) {
+        let message = pb::AuthRoleRevokePermissionRequest {
+            role: role.into(),
+            key: key.into(),
+            range_end: end.into(),
+        };
+        self.auth()
+            .role_revoke_permission(self.request(message))
+            .await
+            .unwrap();
+    }
+
+    /// `root` and `alice`, who has `a` to `c` by the role `r`; auth is on afterwards.
+    async fn set_up(&self) {
+        for name in ["root", "alice"] {
+            self.user(name).await;
+        }
+        self.grant("root", "root").await;
+        self.role("r").await;
+        self.permit("r", "a", "c").await;
+        self.grant("alice", "r").await;
+        let enable = self.request(pb::AuthEnableRequest {});
+        self.auth().auth_enable(enable).await.unwrap();
+    }
+
+    async fn token(&self, name: &str) -> Result<String, Status> {
+        let message = pb::AuthenticateRequest {
+            name: name.into(),
+            password: name.into(),
+        };
+        let reply = self.auth().authenticate(self.request(message)).await?;
+        Ok(reply.into_inner().token)
+    }
+
+    /// Puts a key; the error's code and text.
+    async fn put(&self, key: &'static str) -> Result<(), (Code, String)> {
+        let message = pb::PutRequest {
+            key: key.into(),
+            ..Default::default()
+        };
+        let reply = KvClient::new(self.channel.clone())
+            .put(self.request(message))
+            .await;
+        reply
+            .map(drop)
+            .map_err(|status| (status.code(), status.message().to_owned()))
+    }
+
+    async fn get(&self, key: &'static str, end: &'static str) -> Result<usize, String> {
+        let message = pb::RangeRequest {
+            key: key.into(),
+            range_end: end.into(),
+            ..Default::default()
+        };
+        let reply = KvClient::new(self.channel.clone())
+            .range(self.request(message))
+            .await;
+        reply
+            .map(|reply| reply.into_inner().kvs.len())
+            .map_err(|status| status.message().to_owned())
+    }
+
+    /// A watcher; what it hears, first of all its creation.
+    async fn watch(&self, key: &'static str, end: &'static str) -> tonic::Streaming<pb::WatchResponse> {
+        let create = pb::WatchRequest {
+            request_union: Some(RequestUnion::CreateRequest(pb::WatchCreateRequest {
+                key: key.into(),
+                range_end: end.into(),
+                ..Default::default()
+            })),
+        };
+        // The client says no more, and listens on.
+        let mut request = Request::new(tokio_stream::iter([create]).chain(tokio_stream::pending()));
+        if let Some(token) = &self.token {
+            request.metadata_mut().insert("token", token.parse().unwrap());
+        }
+        WatchClient::new(self.channel.clone())
+            .watch(request)
+            .await
+            .unwrap()
+            .into_inner()
+    }
+}
+
+async fn heard(stream: &mut tonic::Streaming<pb::WatchResponse>) -> pb::WatchResponse {
+    let next = tokio::time::timeout(PATIENCE, stream.message()).await;
+    next.expect("in time").unwrap().expect("the stream goes on")
+}
+
+fn refused(code: Code, text: &str) -> Result<(), (Code, String)> {
+    Err((code, text.to_owned()))
+}
+
+const DENIED: &str = "etcdserver: permission denied";
+const INVALID: &str = "etcdserver: invalid auth token";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_ends_with_the_right_to_it() {
+    let cluster = Cluster::start_with(1, QUICK).await;
+    let tool = Tool::of(&cluster, 0);
+    let mut from_before = tool.watch("a", "").await;
+    assert!(heard(&mut from_before).await.created);
+    tool.set_up().await;
+    // It belongs to nobody, and that is no longer enough.
+    let end = heard(&mut from_before).await;
+    assert!(end.canceled && end.cancel_reason == DENIED, "{end:?}");
+    let root = tool.with(&tool.token("root").await.unwrap());
+    let alice = tool.with(&tool.token("alice").await.unwrap());
+
+    for (key, end) in [("a", "d"), ("a", "\0"), ("c", ""), ("\0", "\0")] {
+        let refused = heard(&mut alice.watch(key, end).await).await;
+        assert!(refused.created && refused.canceled, "{key} {end}: {refused:?}");
+        assert_eq!((refused.watch_id, refused.cancel_reason.as_str()), (-1, DENIED));
+    }
+    let anonymous = heard(&mut tool.watch("a", "").await).await;
+    assert_eq!(anonymous.cancel_reason, "etcdserver: user name is empty");
+    let wrong = heard(&mut tool.with("rubbish.1").watch("a", "").await).await;
+    assert_eq!(wrong.cancel_reason, INVALID);
+
+    root.permit("r", "x", "").await;
+    let (mut wide, mut single) = (alice.watch("a", "c").await, alice.watch("x", "").await);
+    assert!(heard(&mut wide).await.created && heard(&mut single).await.created);
+    root.put("b").await.unwrap();
+    assert_eq!(heard(&mut wide).await.events.len(), 1);
+    root.forbid("r", "a", "c").await;
+    root.put("b").await.unwrap();
+    let end = heard(&mut wide).await;
+    assert!(end.canceled && end.events.is_empty(), "{end:?}");
+    assert_eq!(end.cancel_reason, DENIED);
+    // The other one has lost nothing, until its user is gone.
+    root.put("x").await.unwrap();
+    assert_eq!(heard(&mut single).await.events.len(), 1);
+    let message = pb::AuthUserDeleteRequest { name: "alice".into() };
+    root.auth().user_delete(root.request(message)).await.unwrap();
+    let end = heard(&mut single).await;
+    assert!(end.canceled && end.events.is_empty(), "{end:?}");
+    assert_eq!(alice.put("x").await, refused(Code::Unauthenticated, INVALID));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn simple_tokens_outlive_the_member_that_gave_them_and_users_outlive_all() {
+    let mut cluster = Cluster::start_with(3, QUICK).await;
+    let tools: Vec<Tool> = (0..3).map(|member| Tool::of(&cluster, member)).collect();
+    tools[0].set_up().await;
+    let token = tools[0].token("alice").await.unwrap();
+    // At once, also where the entry is not applied yet.
+    for tool in &tools {
+        assert_eq!(tool.with(&token).put("a").await, Ok(()));
+        assert_eq!(tool.with(&token).get("a", "c").await, Ok(1));
+        assert_eq!(tool.with(&token).get("a", "d").await, Err(DENIED.into()));
+        assert_eq!(tool.put("a").await.unwrap_err().0, Code::InvalidArgument);
+        let wrong = tool.with("abc.1").put("a").await;
+        assert_eq!(wrong, refused(Code::Unauthenticated, INVALID));
+    }
+    cluster.members[0].kill();
+    for tool in &tools[1..] {
+        assert_eq!(tool.with(&token).put("b").await, Ok(()));
+    }
+    for member in &mut cluster.members[1..] {
+        member.kill();
+    }
+    for member in &mut cluster.members {
+        member.start();
+    }
+    common::eventually("the members serve", async || {
+        for member in 0..3 {
+            if Tool::of(&cluster, member).token("alice").await.is_err() {
+                return false;
+            }
+        }
+        true
+    })
+    .await;
+    let again = Tool::of(&cluster, 1);
+    let alice = again.with(&again.token("alice").await.unwrap());
+    assert_eq!(alice.get("a", "c").await, Ok(2));
+    assert_eq!(alice.get("c", "").await, Err(DENIED.into()));
+    assert_eq!(
+        again.token("mallory").await.unwrap_err().code(),
+        Code::InvalidArgument
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn signed_tokens_hold_at_every_member_and_for_one_revision() {
+    let dir = tempfile::tempdir().unwrap();
+    let secret = dir.path().join("secret");
+    std::fs::write(&secret, "a secret of the members").unwrap();
+    let more = format!(
+        "{QUICK}\nauth_token = \"jwt,priv-key={},sign-method=HS256,ttl=10m\"",
+        secret.display()
+    );
+    let cluster = Cluster::start_with(3, &more).await;
+    let tools: Vec<Tool> = (0..3).map(|member| Tool::of(&cluster, member)).collect();
+    tools[0].set_up().await;
+    let token = tools[0].token("alice").await.unwrap();
+    for tool in &tools {
+        assert_eq!(tool.with(&token).put("a").await, Ok(()));
+        assert_eq!(
+            tool.with(&token).put("c").await,
+            refused(Code::PermissionDenied, DENIED)
+        );
+    }
+    let root = tools[1].with(&tools[1].token("root").await.unwrap());
+    root.role("another").await;
+    let old = "etcdserver: revision of auth store is old";
+    for tool in &tools {
+        // By the time of this answer a lagging member has seen the change: the write's place in the log decides.
+        assert_eq!(
+            tool.with(&token).put("a").await,
+            refused(Code::InvalidArgument, old)
+        );
+        assert_eq!(tool.with(&token).get("a", "").await, Err(old.into()));
+    }
+    let list = root
+        .auth()
+        .user_list(root.request(pb::AuthUserListRequest {}))
+        .await;
+    assert_eq!(list.unwrap_err().message(), old, "administrators too");
+    let fresh = tools[2].token("alice").await.unwrap();
+    assert_eq!(tools[0].with(&fresh).put("a").await, Ok(()));
 }
