@@ -28,7 +28,7 @@ enum Kind {
 }
 
 /// Lines of figures that are shown.
-const FIGURE_LINES: usize = 24;
+const FIGURE_LINES: usize = 72;
 
 struct Step {
     name: &'static str,
@@ -92,6 +92,16 @@ fn steps(quick: bool) -> Vec<Step> {
                 "sim --seeds 50"
             } else {
                 "sim --seeds 500"
+            },
+            20,
+            Kind::Figures,
+        ),
+        own(
+            "sim-chainfire",
+            if quick {
+                "sim chainfire --seeds 20"
+            } else {
+                "sim chainfire --seeds 100"
             },
             20,
             Kind::Figures,
@@ -200,7 +210,17 @@ mod tests {
         assert_eq!(names(true), names(false));
         assert_eq!(
             names(true),
-            ["fmt", "tidy", "clippy", "doc", "test", "sim", "build", "e2e"]
+            [
+                "fmt",
+                "tidy",
+                "clippy",
+                "doc",
+                "test",
+                "sim",
+                "sim-chainfire",
+                "build",
+                "e2e"
+            ]
         );
     }
 }

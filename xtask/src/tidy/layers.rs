@@ -40,6 +40,8 @@ const TABLE: &[(&str, Layer, &str)] = &[
     ("iam-client", Layer::Client, "aegis"),
     ("plasmavmc-client", Layer::Client, "plasmavmc"),
     ("chainfire-server", Layer::Server, "chainfire"),
+    // For development only: nothing but xtask and its own tests may stand on it.
+    ("chainfire-sim", Layer::Server, "chainfire"),
     ("iam-server", Layer::Server, "aegis"),
     ("flashdns-server", Layer::Server, "flashdns"),
     ("plasmavmc-agent", Layer::Server, "plasmavmc"),
@@ -49,6 +51,9 @@ const TABLE: &[(&str, Layer, &str)] = &[
     ("hearth-tests", Layer::Top, ""),
     ("xtask", Layer::Top, ""),
 ];
+
+/// The simulation of a server: it links that server and testkit, and only xtask links it.
+const SIMULATIONS: &[(&str, &str)] = &[("chainfire-sim", "chainfire-server")];
 
 /// What a pure core may not stand on: run time, network, files, clock, randomness.
 const IMPURE: &[&str] = &[
@@ -153,7 +158,17 @@ fn edge(name: &str, from: (Layer, &str), dependency: &str, to: (Layer, &str)) ->
             "`{name}` -> `{dependency}` points up (invariant 1): arrows point down only"
         ));
     }
-    if dependency == "testkit" && from.0 != Layer::Top {
+    let simulated = SIMULATIONS.iter().find(|(simulation, _)| *simulation == name);
+    if SIMULATIONS
+        .iter()
+        .any(|(simulation, _)| *simulation == dependency)
+        && name != "xtask"
+    {
+        findings.push(format!(
+            "`{name}` -> `{dependency}`: a simulation is for xtask only"
+        ));
+    }
+    if dependency == "testkit" && from.0 != Layer::Top && simulated.is_none() {
         findings.push(format!("`{name}` -> `testkit`: testkit is a dev-dependency only"));
     }
     let other = !to.1.is_empty() && to.1 != from.1;
@@ -168,7 +183,8 @@ fn edge(name: &str, from: (Layer, &str), dependency: &str, to: (Layer, &str)) ->
         ));
     }
     // One server never links another, not even of its own service: each is a process.
-    if from.0 == Layer::Server && to.0 == Layer::Server {
+    let own = simulated.is_some_and(|(_, server)| *server == dependency);
+    if from.0 == Layer::Server && to.0 == Layer::Server && !own {
         findings.push(format!(
             "`{name}` -> `{dependency}`: servers are processes, not libraries"
         ));

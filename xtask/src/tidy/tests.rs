@@ -137,6 +137,11 @@ fn invariant_3_a_service_on_anothers_inside() {
 }
 
 #[test]
+fn a_simulation_is_for_xtask() {
+    breaks("hearthd", "chainfire-sim", "for xtask only");
+}
+
+#[test]
 fn testkit_is_for_tests() {
     breaks("raft-host", "testkit", "dev-dependency only");
     assert_eq!(

@@ -17,6 +17,8 @@
 pub mod auth;
 pub mod check;
 pub mod error;
+#[cfg(feature = "planted-bugs")]
+pub mod faulty;
 mod index;
 mod lease;
 pub mod planted;

@@ -23,6 +23,8 @@ pub struct Store<S> {
     revision: i64,
     /// Revisions below are forgotten; -1 before the first compaction.
     compacted: i64,
+    #[cfg(feature = "planted-bugs")]
+    planted: Option<crate::faulty::PlantedBug>,
 }
 
 /// What a command did.
@@ -186,7 +188,21 @@ impl<S: RevisionStore> Store<S> {
             auth: Auth::default(),
             revision: 1,
             compacted: -1,
+            #[cfg(feature = "planted-bugs")]
+            planted: None,
         }
+    }
+
+    /// Plants a bug, for tests of the checkers.
+    #[cfg(feature = "planted-bugs")]
+    pub fn plant(&mut self, bug: Option<crate::faulty::PlantedBug>) {
+        self.planted = bug;
+    }
+
+    /// The bug that was planted.
+    #[cfg(feature = "planted-bugs")]
+    pub fn planted(&self) -> Option<crate::faulty::PlantedBug> {
+        self.planted
     }
 
     /// Rebuilds the state from storage and what was saved beside it: revision, compacted revision, leases (id, time to
@@ -510,6 +526,18 @@ impl<S: RevisionStore> Store<S> {
             return Err(OpError::FutureRevision.into());
         }
         self.compacted = revision;
+        #[cfg(feature = "planted-bugs")]
+        if self.planted == Some(crate::faulty::PlantedBug::CompactionEatsKey) {
+            let all = KeyRange::new(Bytes::from_static(b"\0"), Bytes::from_static(b"\0"));
+            let eaten = self
+                .index
+                .range(&all, revision)
+                .next()
+                .map(|(_, version)| version.at);
+            if let Some(point) = eaten {
+                self.storage.delete(point).map_err(Failure::Storage)?;
+            }
+        }
         for point in self.index.compact(revision) {
             self.storage.delete(point).map_err(Failure::Storage)?;
         }

@@ -22,13 +22,14 @@ fn branch<'a>(txn: &'a Txn, path: &Path) -> &'a [Op] {
     }
 }
 
-fn choose<S: RevisionStore>(store: &Store<S>, txn: &Txn) -> Result<Path, Failure<S::Error>> {
+/// Judges the conditions on the state at the end of revision `at`.
+fn choose<S: RevisionStore>(store: &Store<S>, txn: &Txn, at: i64) -> Result<Path, Failure<S::Error>> {
     let mut path = Path {
         succeeded: true,
         nested: Vec::new(),
     };
     for compare in &txn.compare {
-        if !holds(store, compare)? {
+        if !holds(store, compare, at)? {
             path.succeeded = false;
             break;
         }
@@ -36,16 +37,16 @@ fn choose<S: RevisionStore>(store: &Store<S>, txn: &Txn) -> Result<Path, Failure
     let mut nested = Vec::new();
     for op in branch(txn, &path) {
         if let Op::Txn(txn) = op {
-            nested.push(choose(store, txn)?);
+            nested.push(choose(store, txn, at)?);
         }
     }
     path.nested = nested;
     Ok(path)
 }
 
-fn holds<S: RevisionStore>(store: &Store<S>, compare: &Compare) -> Result<bool, Failure<S::Error>> {
+fn holds<S: RevisionStore>(store: &Store<S>, compare: &Compare, at: i64) -> Result<bool, Failure<S::Error>> {
     let mut any = false;
-    for (_, version) in store.index().range(&compare.keys, store.revision()) {
+    for (_, version) in store.index().range(&compare.keys, at) {
         any = true;
         if !version_holds(store, compare, version)? {
             return Ok(false);
@@ -137,7 +138,7 @@ fn check_range<S: RevisionStore>(store: &Store<S>, range: &Range) -> Result<(), 
 
 /// Answers a transaction that only reads.
 pub(crate) fn read<S: RevisionStore>(store: &Store<S>, txn: &Txn) -> Result<TxnOutcome, Failure<S::Error>> {
-    let path = choose(store, txn)?;
+    let path = choose(store, txn, store.revision())?;
     on_path(txn, &path, &mut |op| match op {
         Op::Range(range) => check_range(store, range),
         _ => Ok(()),
@@ -169,7 +170,7 @@ fn read_ops<S: RevisionStore>(
 
 impl<S: RevisionStore> Writer<'_, S> {
     pub(crate) fn txn(&mut self, txn: &Txn) -> Result<TxnOutcome, Failure<S::Error>> {
-        let path = choose(self.store, txn)?;
+        let path = choose(self.store, txn, self.store.revision())?;
         on_path(txn, &path, &mut |op| match op {
             Op::Put(put) => {
                 let needs_key = put.ignore_value || put.ignore_lease;
@@ -199,6 +200,11 @@ impl<S: RevisionStore> Writer<'_, S> {
         }
     }
 
+    #[cfg(feature = "planted-bugs")]
+    fn judges_late(&self) -> bool {
+        self.store.planted() == Some(crate::faulty::PlantedBug::LateCompares)
+    }
+
     fn run(&mut self, txn: &Txn, path: &Path) -> Result<TxnOutcome, Failure<S::Error>> {
         let mut outcome = TxnOutcome {
             succeeded: path.succeeded,
@@ -210,6 +216,11 @@ impl<S: RevisionStore> Writer<'_, S> {
                 (Op::Range(range), _) => OpReply::Range(self.store.range_at(range, self.seen())?),
                 (Op::Put(put), _) => OpReply::Put(self.put(put)?),
                 (Op::Delete(delete), _) => OpReply::Delete(self.delete(delete)?),
+                #[cfg(feature = "planted-bugs")]
+                (Op::Txn(txn), _) if self.judges_late() => {
+                    let path = choose(self.store, txn, i64::MAX)?;
+                    OpReply::Txn(self.run(txn, &path)?)
+                }
                 (Op::Txn(txn), Some(path)) => OpReply::Txn(self.run(txn, path)?),
                 (Op::Txn(_), None) => unreachable!("every transaction on the path has a path"),
                 // Checked before it was proposed; refused here too, whoever proposed it.

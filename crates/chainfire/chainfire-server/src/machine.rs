@@ -199,6 +199,12 @@ impl Machine {
         self.shared.auth.take(index, changes)
     }
 
+    /// Plants a bug, for tests of the simulator's checkers.
+    #[cfg(feature = "planted-bugs")]
+    pub(crate) fn plant(&self, bug: Option<chainfire_core::faulty::PlantedBug>) {
+        self.shared.store_mut().plant(bug);
+    }
+
     fn note_leases(&self, granted: &[(i64, i64)], ended: &[i64]) {
         if granted.is_empty() && ended.is_empty() {
             return;
@@ -263,7 +269,10 @@ fn apply_entry(
         LogBody::Checkpoint(checkpoint) => Some(checkpoint.term),
         _ => None,
     };
-    if by_clock_of.is_some_and(|term| term != entry.term) {
+    let void = by_clock_of.is_some_and(|term| term != entry.term);
+    #[cfg(feature = "planted-bugs")]
+    let void = void && store.planted() != Some(chainfire_core::faulty::PlantedBug::OldLeadersClock);
+    if void {
         return Ok(Effect::Nothing);
     }
     let body = match body {
@@ -333,6 +342,8 @@ impl StateMachine for Machine {
         let mut auth_changed = None;
         let mut store = self.shared.store_mut();
         let mut members = self.shared.members_mut();
+        #[cfg(feature = "planted-bugs")]
+        let applied_before = self.applied;
         for entry in entries {
             replies.push(match apply_entry(&mut store, &mut members, entry)? {
                 Effect::Nothing => Bytes::new(),
@@ -357,6 +368,14 @@ impl StateMachine for Machine {
             applied: self.applied,
             revision,
             compacted: store.compacted(),
+        };
+        #[cfg(feature = "planted-bugs")]
+        let meta = match store.planted() {
+            Some(chainfire_core::faulty::PlantedBug::AppliedIndexApart) => MetaRecord {
+                applied: applied_before,
+                ..meta
+            },
+            _ => meta,
         };
         store.storage_mut().commit(&meta)?;
         if let Some(index) = auth_changed {
@@ -394,6 +413,8 @@ impl StateMachine for Machine {
         // Readers wait: what they fetch must fit the index that they looked at.
         let mut store = self.shared.store_mut();
         sink.0.finish()?;
+        #[cfg(feature = "planted-bugs")]
+        let planted = store.planted();
         let (restored, applied) = load(tables)?;
         if applied != index {
             return Err(format!("the snapshot of entry {index} holds the state of entry {applied}").into());
@@ -402,6 +423,8 @@ impl StateMachine for Machine {
         *self.shared.members_mut() = tables.members()?;
         self.shared.auth.replace(restored.auth(), index);
         *store = restored;
+        #[cfg(feature = "planted-bugs")]
+        store.plant(planted);
         drop(store);
         self.applied = applied;
         self.shared.ring_mut().clear(revision);

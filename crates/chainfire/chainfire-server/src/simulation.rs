@@ -142,9 +142,15 @@ pub struct Member {
 
 impl Member {
     /// Opens the state of an engine. `clock` is the member's own, in milliseconds.
-    pub fn open(engine: Engine, clock: Arc<AtomicU64>) -> Result<(Box<dyn StateMachine>, Member), String> {
+    pub fn open(
+        engine: Engine,
+        clock: Arc<AtomicU64>,
+        #[cfg(feature = "planted-bugs")] plant: Option<chainfire_core::faulty::PlantedBug>,
+    ) -> Result<(Box<dyn StateMachine>, Member), String> {
         let (machine, shared) =
             Machine::open(engine, Clock::Simulated(clock), RING_BYTES).map_err(|e| e.to_string())?;
+        #[cfg(feature = "planted-bugs")]
+        machine.plant(plant);
         Ok((Box::new(machine), Member { shared }))
     }
 

@@ -105,7 +105,11 @@ pub fn run<S: Service>(
         world.service.rest();
         world.run(deadline, |w| w.members_agree());
         if !world.members_agree() {
-            world.fail("members do not agree after everything was healed".to_owned());
+            world.fail(format!(
+                "members do not agree after everything was healed: {}, applied {:?}",
+                S::busy(&world).unwrap_or("their states differ"),
+                world.applied()
+            ));
         }
     }
     let judged = S::finish(&mut world);
@@ -237,9 +241,15 @@ fn scratch() -> PathBuf {
 }
 
 impl<S: Service> World<'_, S> {
+    /// What the members have applied.
+    fn applied(&self) -> Vec<(u64, u64)> {
+        let members = self.nodes.values().filter(|n| self.is_member(n.id));
+        members.map(|n| (n.id, n.applied)).collect()
+    }
+
     /// Whether all running members of the group have applied the same and hold the same state.
     fn members_agree(&self) -> bool {
-        if S::busy(self) {
+        if S::busy(self).is_some() {
             return false;
         }
         let mut states = self

@@ -57,6 +57,9 @@ pub trait Service: Sized {
     /// The process that was asked is gone.
     fn lost(world: &mut World<'_, Self>, ask: Self::Ask);
 
+    /// A member is about to take what has happened to it.
+    fn before_round(_world: &mut World<'_, Self>, _node: u64) {}
+
     /// A member has finished a round at time `at`; `leader` is set when its leader or term changed.
     fn after_round(_world: &mut World<'_, Self>, _node: u64, _leader: Option<LeaderInfo>, _at: u64) {}
 
@@ -72,8 +75,8 @@ pub trait Service: Sized {
     /// Clients stop after what they are doing.
     fn rest(&mut self);
 
-    /// Whether something is under way that must end before the members are compared.
-    fn busy(world: &World<'_, Self>) -> bool;
+    /// What is under way that must end before the members are compared.
+    fn busy(world: &World<'_, Self>) -> Option<&'static str>;
 
     /// Checksum of a member's whole state, for comparing members.
     fn digest(view: &Self::View) -> Result<u64, String>;

@@ -290,6 +290,10 @@ impl<'a, S: Service> World<'a, S> {
             self.wake(id);
             return;
         }
+        S::before_round(self, id);
+        let Some(node) = self.nodes.get_mut(&id) else {
+            return;
+        };
         match node.round() {
             Ok((output, waited)) => {
                 let took = 30 + u64::try_from(waited.as_micros()).unwrap_or(0);
@@ -485,6 +489,11 @@ impl<'a, S: Service> World<'a, S> {
         leading.max().map(|(_, id)| id)
     }
 
+    /// What the seed stands for.
+    pub fn options(&self) -> &Options {
+        self.options
+    }
+
     /// Schedules something of the service's own.
     pub fn schedule(&mut self, at: u64, event: S::Event) {
         self.at(at, Event::Service(event));
@@ -521,6 +530,14 @@ impl<'a, S: Service> World<'a, S> {
     /// Microseconds of true time that a member takes for 100 000.
     pub fn tick_us(&self, node: u64) -> u64 {
         self.nodes.get(&node).map_or(100_000, |n| n.tick_us)
+    }
+
+    /// Stops a member's process for so many microseconds.
+    pub fn pause(&mut self, node: u64, lasts: u64) {
+        self.faults.add(Fault::Paused, 1);
+        let until = self.now + lasts;
+        self.with_node(node, |n| n.paused_until = until.max(n.paused_until));
+        self.wake(node);
     }
 
     /// Who a member's host says leads.

@@ -19,6 +19,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::{Change, Interest};
+#[cfg(feature = "planted-bugs")]
+use crate::faulty::PlantedBug;
 use crate::{Event, EventKind, KeyRange, KeyValue, OpError};
 
 /// The id that no watcher has: of refused creations and of progress notifications for a whole stream.
@@ -241,6 +243,8 @@ pub struct Stream {
     /// Watchers to notify of progress.
     notify: VecDeque<i64>,
     withdrawn: Vec<i64>,
+    #[cfg(feature = "planted-bugs")]
+    planted: Option<PlantedBug>,
 }
 
 impl Stream {
@@ -261,7 +265,15 @@ impl Stream {
             progress_wanted: None,
             notify: VecDeque::new(),
             withdrawn: Vec::new(),
+            #[cfg(feature = "planted-bugs")]
+            planted: None,
         }
+    }
+
+    /// Plants a bug, for tests of the checkers.
+    #[cfg(feature = "planted-bugs")]
+    pub fn plant(&mut self, bug: PlantedBug) {
+        self.planted = Some(bug);
     }
 
     /// Creates a watcher, or announces why not. `now` is the store's revision; `permitted` is what the caller's rights
@@ -276,6 +288,12 @@ impl Stream {
             id => id,
         };
         let start = create.start_revision;
+        #[cfg(feature = "planted-bugs")]
+        let start = if self.planted == Some(PlantedBug::DuplicateAfterResume) && start > 1 {
+            start - 1
+        } else {
+            start
+        };
         let keys = create.interest.keys.clone();
         let watcher = Watcher {
             interest: create.interest,
@@ -381,6 +399,10 @@ impl Stream {
             return;
         };
         if mark.last < watcher.next {
+            return;
+        }
+        #[cfg(feature = "planted-bugs")]
+        if self.planted == Some(PlantedBug::LostWatchEvent) && watcher.is_behind() {
             return;
         }
         if !watcher.enrolled || watcher.is_behind() {
@@ -508,6 +530,8 @@ impl Stream {
         );
         self.behind.remove(&(watcher.next, id));
         let told = cut(watcher, page, limit, source)?;
+        #[cfg(feature = "planted-bugs")]
+        let told = spoil(told, watcher, self.planted);
         (watcher.next, watcher.told_of_next) = (told.next, told.of_next);
         watcher.fresh = false;
         if watcher.is_behind() {
@@ -564,6 +588,10 @@ impl Stream {
     fn complete(&mut self) -> Option<i64> {
         if self.watchers.is_empty() || self.enrolling > 0 {
             return None;
+        }
+        #[cfg(feature = "planted-bugs")]
+        if self.planted == Some(PlantedBug::ProgressOvertakes) {
+            return Some(self.published);
         }
         let first_missing = self.behind.first().map(|(next, _)| *next);
         let complete = first_missing.map_or(self.published, |next| self.published.min(next - 1));
@@ -672,4 +700,33 @@ fn cut<S: Source>(watcher: &Watcher, page: &Page, limit: usize, source: &S) -> R
         }
     }
     Ok(cut)
+}
+
+/// Makes a planted bug of what a response should say.
+#[cfg(feature = "planted-bugs")]
+fn spoil(mut told: Cut, watcher: &Watcher, bug: Option<PlantedBug>) -> Cut {
+    let first = told.events.first().map(|event| event.event.kv.mod_revision);
+    let one_revision = told
+        .events
+        .iter()
+        .all(|event| Some(event.event.kv.mod_revision) == first);
+    let half = told.events.len() / 2;
+    match (bug, first) {
+        (Some(PlantedBug::SplitRevision), Some(revision)) if one_revision && half > 0 && !told.fragment => {
+            told.events.truncate(half);
+            let before = if revision == watcher.next {
+                watcher.told_of_next
+            } else {
+                0
+            };
+            (told.next, told.of_next) = (revision, before + half);
+        }
+        (Some(PlantedBug::PrevKvAfter), _) => {
+            for event in told.events.iter_mut().filter(|event| event.prev.is_some()) {
+                event.prev = Some(event.event.kv.clone());
+            }
+        }
+        _ => {}
+    }
+    told
 }

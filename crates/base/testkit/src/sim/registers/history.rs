@@ -9,7 +9,8 @@ const CHECK_TIME: Duration = Duration::from_secs(20);
 
 /// One finished or abandoned operation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Op {
+pub enum Op {
+    /// Written.
     Put(u64),
     /// What was read.
     Get(Option<u64>),
@@ -18,13 +19,18 @@ pub(crate) enum Op {
 }
 
 #[derive(Clone, Debug)]
-pub(crate) struct Record {
-    pub(crate) client: u32,
-    pub(crate) key: u64,
-    pub(crate) op: Op,
-    pub(crate) called: u64,
+/// One operation of one client.
+pub struct Record {
+    /// Who.
+    pub client: u32,
+    /// Which register.
+    pub key: u64,
+    /// What.
+    pub op: Op,
+    /// When it began, on any clock.
+    pub called: u64,
     /// `None`: never returned; it may take effect at any time after the call, or never.
-    pub(crate) returned: Option<u64>,
+    pub returned: Option<u64>,
 }
 
 /// A register that begins empty.
@@ -54,7 +60,7 @@ impl Model for Register {
 }
 
 /// Checks every key for itself: registers are independent.
-pub(crate) fn check(records: &[Record]) -> Result<(), String> {
+pub fn check(records: &[Record]) -> Result<(), String> {
     let mut keys: Vec<u64> = records.iter().map(|r| r.key).collect();
     keys.sort_unstable();
     keys.dedup();

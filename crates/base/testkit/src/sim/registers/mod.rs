@@ -2,7 +2,7 @@
 //! is consensus: raft-host, its log, snapshots and membership.
 
 mod clients;
-mod history;
+pub mod history;
 mod machine;
 
 use raft_host::{Reply, StateMachine};
@@ -153,8 +153,8 @@ impl Service for Registers {
         self.clients.rest();
     }
 
-    fn busy(world: &World<'_, Registers>) -> bool {
-        world.service.clients.busy()
+    fn busy(world: &World<'_, Registers>) -> Option<&'static str> {
+        world.service.clients.busy().then_some("a client waits")
     }
 
     fn digest(view: &View) -> Result<u64, String> {

@@ -1,0 +1,22 @@
+//! The quick loop's share of the simulation of members; `cargo xtask sim chainfire` runs the rest, planted bugs included.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+use chainfire_sim::Bug;
+
+#[test]
+fn members_survive() {
+    for members in [3, 5] {
+        let summary = chainfire_sim::run_many(0, 3, members, 1, |_| {}).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!((summary.seeds, summary.repeated), (3, 1));
+        assert!(summary.operations > 500, "{summary:?}");
+    }
+}
+
+#[test]
+fn lost_watch_events_and_stale_reads_are_found() {
+    for bug in [Bug::LostWatchEvent, Bug::StaleRead, Bug::ReusedReadContext] {
+        let (_, budget) = Bug::ALL.into_iter().find(|(other, _)| *other == bug).unwrap();
+        let found = chainfire_sim::find_bug(bug, 0, budget, 3).unwrap();
+        assert!(found.is_some(), "{} was not found in {budget} seeds", bug.name());
+    }
+}
