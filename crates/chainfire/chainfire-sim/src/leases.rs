@@ -439,6 +439,13 @@ pub(crate) fn expired(
     reply: &Reply,
     at: u64,
 ) {
+    // A task that has noticed that it leads no more, or leads another term, does not wait for this any longer.
+    let waits = world
+        .view(node)
+        .is_some_and(|view| view.seen == (term, Role::Leader));
+    if world.life(node) != life || !waits {
+        return;
+    }
     let failed = !matches!(reply, Reply::Proposed(_, Ok(_)));
     crate::set_clock(world, node);
     if let Some(view) = world.view(node) {

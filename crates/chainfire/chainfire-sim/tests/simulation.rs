@@ -20,3 +20,9 @@ fn lost_watch_events_and_stale_reads_are_found() {
         assert!(found.is_some(), "{} was not found in {budget} seeds", bug.name());
     }
 }
+
+#[test]
+fn seeds_that_once_failed_pass() {
+    // The outcome of a proposal of an earlier term reached the lease timers of a later one (in the simulation only).
+    chainfire_sim::run_many(100_154, 1, 3, 1, |_| {}).unwrap_or_else(|e| panic!("{e}"));
+}
