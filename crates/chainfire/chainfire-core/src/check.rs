@@ -12,6 +12,9 @@ pub const MAX_TXN_OPS: usize = 128;
 /// Deepest nesting of transactions. etcd bounds nothing but the message; the recursion here must end before the stack.
 pub const MAX_TXN_DEPTH: usize = 64;
 
+/// Longest key that storage holds, bytes, where each byte 0 counts twice.
+pub const MAX_KEY_BYTES: usize = 65_000;
+
 /// Checks a range.
 pub fn range(range: &Range) -> Result<(), OpError> {
     non_empty(range.keys.start())
@@ -20,6 +23,7 @@ pub fn range(range: &Range) -> Result<(), OpError> {
 /// Checks a put.
 pub fn put(put: &Put) -> Result<(), OpError> {
     non_empty(&put.key)?;
+    storable(&put.key)?;
     if put.ignore_value && !put.value.is_empty() {
         return Err(OpError::ValueProvided);
     }
@@ -45,6 +49,18 @@ pub fn txn(txn: &Txn) -> Result<(), OpError> {
 fn non_empty(key: &Bytes) -> Result<(), OpError> {
     if key.is_empty() {
         Err(OpError::EmptyKey)
+    } else {
+        Ok(())
+    }
+}
+
+/// Refuses a key that is too long to be stored. etcd bounds only the whole request.
+pub(crate) fn storable(key: &Bytes) -> Result<(), OpError> {
+    // Most keys are short: only long ones are looked through.
+    let long = key.len() > MAX_KEY_BYTES / 2
+        && key.len() + key.iter().filter(|byte| **byte == 0).count() > MAX_KEY_BYTES;
+    if long {
+        Err(OpError::RequestTooLarge)
     } else {
         Ok(())
     }

@@ -1,15 +1,13 @@
-//! The keys in memory: for each key, every version of it that has not been compacted away.
+//! The live keys in memory: for each one its current version.
 //!
-//! It holds all of a version but its value, so that counts, key lists and most conditions need no storage.
+//! It holds all of a version but its value, so that counts, key lists and most conditions need no storage. Versions of
+//! the past lie in storage only (see [`crate::storage::RevisionReader::versions_at`]).
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use crate::{
-    Event, EventKind, KeyRange, Point,
-    planted::{self, Bug},
-};
+use crate::{Event, EventKind, KeyRange, Point};
 
 /// One version of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +23,7 @@ pub struct Version {
 }
 
 impl Version {
-    /// What the index keeps of an event.
+    /// All of an event but its key and value.
     pub fn of(at: Point, event: &Event) -> Version {
         match event.kind {
             EventKind::Delete => Version {
@@ -49,84 +47,56 @@ impl Version {
     }
 }
 
-/// All keys with their versions.
+/// The live keys with their versions.
 #[derive(Debug, Default, Clone)]
 pub struct KeyIndex {
-    /// Versions in order of time, never empty.
-    keys: BTreeMap<Bytes, Vec<Version>>,
+    keys: BTreeMap<Bytes, Version>,
 }
 
 impl KeyIndex {
-    /// Adds a key's newest version.
-    pub fn push(&mut self, key: &Bytes, version: Version) {
+    /// Builds it from live keys; quickest when they come in order. The keys must own their memory, not share a block
+    /// of something larger.
+    pub(crate) fn load<E>(keys: impl Iterator<Item = Result<(Bytes, Version), E>>) -> Result<KeyIndex, E> {
+        Ok(KeyIndex {
+            keys: keys.collect::<Result<_, E>>()?,
+        })
+    }
+
+    /// Makes a version the newest of its key; the one before, if the key existed.
+    pub(crate) fn record(&mut self, key: &Bytes, version: Version) -> Option<Version> {
+        if version.is_deletion() {
+            return self.keys.remove(key.as_ref());
+        }
         match self.keys.get_mut(key.as_ref()) {
-            Some(versions) => {
-                assert!(
-                    versions.last().is_none_or(|last| last.at < version.at),
-                    "versions are added in order"
-                );
-                versions.push(version);
+            Some(current) => {
+                assert!(current.at < version.at, "versions are recorded in order");
+                Some(std::mem::replace(current, version))
             }
-            None => {
-                // A copy: `key` is a slice of a whole request, which must not stay in memory for it.
-                self.keys.insert(Bytes::copy_from_slice(key), vec![version]);
-            }
+            // A copy: `key` is a slice of a whole request, which must not stay in memory for it.
+            None => self.keys.insert(Bytes::copy_from_slice(key), version),
         }
     }
 
-    /// The version of `key` that was current at the end of `revision`, if the key existed then.
-    pub fn at(&self, key: &[u8], revision: i64) -> Option<Version> {
-        current(self.keys.get(key)?, revision)
+    /// The current version of `key`, if it exists.
+    pub fn get(&self, key: &[u8]) -> Option<Version> {
+        self.keys.get(key).copied()
     }
 
-    /// The keys of a range that existed at the end of `revision`, in order, with their versions then.
-    pub fn range<'a>(
-        &'a self,
-        keys: &'a KeyRange,
-        revision: i64,
-    ) -> impl Iterator<Item = (&'a Bytes, Version)> + 'a {
-        let bounds = keys.bounds();
-        bounds
+    /// The keys of a range, in order, with their current versions.
+    pub fn range<'a>(&'a self, keys: &'a KeyRange) -> impl Iterator<Item = (&'a Bytes, Version)> + 'a {
+        keys.bounds()
             .into_iter()
             .flat_map(|bounds| self.keys.range::<[u8], _>(bounds))
-            .filter_map(move |(key, versions)| Some((key, current(versions, revision)?)))
+            .map(|(key, version)| (key, *version))
     }
 
-    /// Forgets what no revision from `revision` on can see; the points that storage may drop. A deletion made exactly
-    /// at `revision` stays: a watcher may begin there.
-    pub fn compact(&mut self, revision: i64) -> Vec<Point> {
-        let mut dropped = Vec::new();
-        self.keys.retain(|_, versions| {
-            let older = versions.partition_point(|version| version.at.main <= revision);
-            let mut keep_from = older.saturating_sub(1);
-            if planted::is(Bug::CompactsTooMuch) {
-                keep_from = older;
-            }
-            if versions
-                .get(keep_from)
-                .is_some_and(|last| last.is_deletion() && last.at.main < revision)
-            {
-                keep_from += 1;
-            }
-            dropped.extend(versions.drain(..keep_from).map(|version| version.at));
-            !versions.is_empty()
-        });
-        dropped
-    }
-
-    /// Keys known, deleted ones that are not compacted yet included.
+    /// Live keys.
     pub fn len(&self) -> usize {
         self.keys.len()
     }
 
-    /// Whether it knows no key.
+    /// Whether there is no live key.
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }
-}
-
-fn current(versions: &[Version], revision: i64) -> Option<Version> {
-    let until = versions.partition_point(|version| version.at.main <= revision);
-    let last = until.checked_sub(1).and_then(|index| versions.get(index))?;
-    (!last.is_deletion()).then_some(*last)
 }

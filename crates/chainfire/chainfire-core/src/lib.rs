@@ -14,15 +14,19 @@
 //! 3. a command either has all of its effect or none: whatever can fail is checked before the first change;
 //! 4. no error is an accident: each is a row of [`error::TABLE`], with etcd's code and text.
 
+mod alarm;
 pub mod auth;
 pub mod check;
+mod digest;
 pub mod error;
 #[cfg(feature = "planted-bugs")]
 pub mod faulty;
 mod index;
 mod lease;
+mod plan;
 pub mod planted;
 mod range;
+pub mod reclaim;
 mod request;
 pub mod storage;
 mod store;
@@ -31,13 +35,16 @@ mod txn;
 mod types;
 pub mod watch;
 
+pub use alarm::{Alarm, AlarmKind, Alarms};
+pub use digest::{Digest, Effect};
 pub use error::{Code, OpError};
 pub use index::{KeyIndex, Version};
 pub use lease::{Lease, Leases, MAX_LEASE_TTL_S, MIN_LEASE_TTL_S};
+pub use plan::{Page, RangePlan};
 pub use range::{Bounds, KeyRange};
 pub use request::{
-    Command, Compare, CompareOp, CompareTarget, DeleteOutcome, DeleteRange, Op, OpReply, Put, PutOutcome,
-    Range, RangeOutcome, Reply, SortOrder, SortTarget, Txn, TxnOutcome,
+    AlarmChange, Command, Compare, CompareOp, CompareTarget, DeleteOutcome, DeleteRange, Op, OpReply, Put,
+    PutOutcome, Range, RangeOutcome, Reply, SortOrder, SortTarget, Txn, TxnOutcome,
 };
-pub use store::{Applied, Failure, Page, RangePlan, Store};
+pub use store::{Applied, Failure, Saved, Store};
 pub use types::{Event, EventKind, KeyValue, Point};

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::{KeyRange, KeyValue, OpError, auth::AuthCommand};
+use crate::{Alarm, KeyRange, KeyValue, OpError, auth::AuthCommand};
 
 /// Direction of a sorted range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -241,6 +241,17 @@ pub enum Command {
     },
     /// Change users, roles or permissions, or give out a token.
     Auth(AuthCommand),
+    /// Switch alarms on or off.
+    Alarm(AlarmChange),
+}
+
+/// A change of alarms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AlarmChange {
+    /// Switch one on.
+    Raise(Alarm),
+    /// Switch one off.
+    Clear(Alarm),
 }
 
 /// Answer to a [`Command`].
@@ -256,5 +267,6 @@ pub enum Reply {
     Checkpointed,
     Expired { ended: u64 },
     Auth,
+    Alarms(Vec<Alarm>),
     Refused(OpError),
 }

@@ -1,10 +1,12 @@
 //! Where the changes of all revisions are kept: behind a trait, with an implementation in memory.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::ControlFlow};
 
-use crate::{Event, Point};
+use bytes::Bytes;
 
-/// Reads the [`Event`] kept for each [`Point`] that has not been compacted away.
+use crate::{Event, KeyRange, Point, Version, reclaim::superfluous};
+
+/// Reads the [`Event`] kept for each [`Point`] that has not been reclaimed.
 pub trait RevisionReader {
     /// Why storage failed. Fatal: the member stops.
     type Error: std::error::Error + Send + Sync + 'static;
@@ -14,6 +16,16 @@ pub trait RevisionReader {
 
     /// Up to `limit` events from a point on, in order.
     fn scan(&self, from: Point, limit: usize) -> Result<Vec<(Point, Event)>, Self::Error>;
+
+    /// Shows the keys of a range that existed at the end of `revision`, in order, with their versions then, until `show`
+    /// has enough. False, and
+    /// nothing or only a part shown, when that revision has been compacted away.
+    fn versions_at(
+        &self,
+        keys: &KeyRange,
+        revision: i64,
+        show: &mut dyn FnMut(&Bytes, Version) -> ControlFlow<()>,
+    ) -> Result<bool, Self::Error>;
 }
 
 /// Keeps the events.
@@ -21,11 +33,14 @@ pub trait RevisionReader {
 /// Writes made through it must be visible to its own reads at once, and must become durable together with whatever
 /// else the command changed (the server commits them in one batch).
 pub trait RevisionStore: RevisionReader {
-    /// Stores an event.
+    /// Stores an event, the newest of its key.
     fn put(&mut self, at: Point, event: &Event) -> Result<(), Self::Error>;
 
-    /// Drops an event.
-    fn delete(&mut self, at: Point) -> Result<(), Self::Error>;
+    /// Loses an event, for a bug on purpose (see [`crate::faulty`]).
+    #[cfg(feature = "planted-bugs")]
+    fn eat(&mut self, _at: Point) -> Result<(), Self::Error> {
+        Ok(())
+    }
 }
 
 /// Everything in memory.
@@ -41,6 +56,25 @@ impl MemoryStore {
     /// Whether nothing is kept.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Drops what compaction to `compacted` lets go of the events from `from` on, at most `limit` of them; where to go
+    /// on, or `None` when everything has been walked.
+    pub fn reclaim(&mut self, from: Point, compacted: i64, limit: usize) -> Option<Point> {
+        let walked: Vec<(Point, Event)> = self
+            .0
+            .range(from..)
+            .take_while(|(at, _)| at.main <= compacted)
+            .take(limit)
+            .map(|(at, event)| (*at, event.clone()))
+            .collect();
+        for (at, event) in &walked {
+            for gone in superfluous(*at, event, compacted) {
+                self.0.remove(&gone);
+            }
+        }
+        let (last, _) = walked.last()?;
+        Some(last.next())
     }
 }
 
@@ -59,16 +93,31 @@ impl RevisionReader for MemoryStore {
             .map(|(at, event)| (*at, event.clone()))
             .collect())
     }
+
+    fn versions_at(
+        &self,
+        keys: &KeyRange,
+        revision: i64,
+        show: &mut dyn FnMut(&Bytes, Version) -> ControlFlow<()>,
+    ) -> Result<bool, Self::Error> {
+        let mut then = BTreeMap::new();
+        for (at, event) in self.0.iter().take_while(|(at, _)| at.main <= revision) {
+            if keys.contains(&event.kv.key) {
+                then.insert(&event.kv.key, Version::of(*at, event));
+            }
+        }
+        for (key, version) in then {
+            if !version.is_deletion() && show(key, version).is_break() {
+                break;
+            }
+        }
+        Ok(true)
+    }
 }
 
 impl RevisionStore for MemoryStore {
     fn put(&mut self, at: Point, event: &Event) -> Result<(), Self::Error> {
         self.0.insert(at, event.clone());
-        Ok(())
-    }
-
-    fn delete(&mut self, at: Point) -> Result<(), Self::Error> {
-        self.0.remove(&at);
         Ok(())
     }
 }

@@ -3,15 +3,14 @@
 use bytes::Bytes;
 
 use crate::{
-    Command, DeleteOutcome, DeleteRange, Event, EventKind, KeyIndex, KeyRange, KeyValue, Leases, OpError,
-    Point, Put, PutOutcome, Range, RangeOutcome, Reply, SortOrder, SortTarget, Txn, TxnOutcome, Version,
+    Alarm, AlarmChange, Alarms, Command, DeleteOutcome, DeleteRange, Event, EventKind, KeyIndex, KeyRange,
+    KeyValue, Leases, OpError, Page, Point, Put, PutOutcome, Range, RangeOutcome, RangePlan, Reply, Txn,
+    TxnOutcome, Version,
     auth::{Auth, AuthChange, By},
+    check, plan,
     planted::{self, Bug},
-    storage::{RevisionReader, RevisionStore},
+    storage::RevisionStore,
 };
-
-/// Events read from storage at a time when the index is rebuilt.
-const REBUILD_PAGE: usize = 1024;
 
 /// The whole replicated state over some storage.
 #[derive(Debug, Clone)]
@@ -23,8 +22,22 @@ pub struct Store<S> {
     revision: i64,
     /// Revisions below are forgotten; -1 before the first compaction.
     compacted: i64,
+    alarms: Alarms,
     #[cfg(feature = "planted-bugs")]
     planted: Option<crate::faulty::PlantedBug>,
+}
+
+/// What has to be saved beside the events and the keys.
+#[derive(Debug, Clone, Default)]
+pub struct Saved {
+    /// Revision of the last change.
+    pub revision: i64,
+    /// Oldest readable revision; -1 before the first compaction.
+    pub compacted: i64,
+    /// Leases: id, time to live and remaining time in seconds.
+    pub leases: Vec<(i64, i64, i64)>,
+    /// Alarms that are on.
+    pub alarms: Vec<Alarm>,
 }
 
 /// What a command did.
@@ -40,6 +53,10 @@ pub struct Applied {
     pub checkpoints: Vec<(i64, i64, i64)>,
     /// Leases that ended.
     pub ended: Vec<i64>,
+    /// Revisions before this one were forgotten.
+    pub compacted: Option<i64>,
+    /// Alarms that went on (true) or off.
+    pub alarms: Vec<(Alarm, bool)>,
     /// What changed in [`Store::auth`].
     pub auth: Vec<AuthChange>,
 }
@@ -54,6 +71,8 @@ impl Applied {
             ended: Vec::new(),
             checkpoints: Vec::new(),
             auth: Vec::new(),
+            compacted: None,
+            alarms: Vec::new(),
         }
     }
 }
@@ -73,111 +92,6 @@ impl<E> From<OpError> for Failure<E> {
     }
 }
 
-/// A range, resolved against the index: which versions to fetch.
-#[derive(Debug, Clone)]
-pub struct RangePlan {
-    revision: i64,
-    count: i64,
-    entries: Vec<(Bytes, Version)>,
-    keys_only: bool,
-    /// Sorting by value has to wait for the values.
-    by_value: Option<SortOrder>,
-    limit: usize,
-}
-
-impl RangePlan {
-    /// How many pairs it will fetch.
-    pub fn len(&self) -> usize {
-        self.entries.len()
-    }
-
-    /// Whether there is nothing to fetch.
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
-
-    /// Fetches the values. `None` when a version has been compacted away since the plan was made: plan again.
-    pub fn fetch<S: RevisionReader>(self, storage: &S) -> Result<Option<RangeOutcome>, S::Error> {
-        let mut kvs = Vec::with_capacity(self.entries.len());
-        for (key, version) in self.entries {
-            let value = if self.keys_only && self.by_value.is_none() {
-                Bytes::new()
-            } else {
-                let Some(event) = storage.get(version.at)? else {
-                    return Ok(None);
-                };
-                event.kv.value
-            };
-            kvs.push(pair(key, version, value));
-        }
-        match self.by_value {
-            Some(SortOrder::Descend) => kvs.sort_by(|a, b| b.value.cmp(&a.value)),
-            Some(_) => kvs.sort_by(|a, b| a.value.cmp(&b.value)),
-            None => {}
-        }
-        let more = kvs.len() > self.limit;
-        kvs.truncate(self.limit);
-        if self.keys_only {
-            kvs.iter_mut().for_each(|kv| kv.value = Bytes::new());
-        }
-        Ok(Some(RangeOutcome {
-            revision: self.revision,
-            kvs,
-            more,
-            count: self.count,
-        }))
-    }
-}
-
-/// A stretch of a range in order of keys, resolved against the index without looking at what follows it.
-#[derive(Debug, Clone)]
-pub struct Page {
-    /// Revision of the store when it was made.
-    pub now: i64,
-    entries: Vec<(Bytes, Version)>,
-    more: bool,
-}
-
-impl Page {
-    /// Fetches pairs until they weigh `max_bytes` (one pair at least), and whether pairs follow. `None` when a version
-    /// has been compacted away since.
-    pub fn fetch<S: RevisionReader>(
-        self,
-        storage: &S,
-        keys_only: bool,
-        max_bytes: usize,
-    ) -> Result<Option<(Vec<KeyValue>, bool)>, S::Error> {
-        let (mut kvs, mut bytes) = (Vec::new(), 0);
-        for (key, version) in self.entries {
-            if bytes >= max_bytes {
-                return Ok(Some((kvs, true)));
-            }
-            let value = if keys_only {
-                Bytes::new()
-            } else {
-                let Some(event) = storage.get(version.at)? else {
-                    return Ok(None);
-                };
-                event.kv.value
-            };
-            bytes += key.len() + value.len();
-            kvs.push(pair(key, version, value));
-        }
-        Ok(Some((kvs, self.more)))
-    }
-}
-
-fn pair(key: Bytes, version: Version, value: Bytes) -> KeyValue {
-    KeyValue {
-        key,
-        create_revision: version.create_revision,
-        mod_revision: version.at.main,
-        version: version.version,
-        value,
-        lease: version.lease,
-    }
-}
-
 impl<S: RevisionStore> Store<S> {
     /// The state before any command, at revision 1.
     pub fn new(storage: S) -> Store<S> {
@@ -188,6 +102,7 @@ impl<S: RevisionStore> Store<S> {
             auth: Auth::default(),
             revision: 1,
             compacted: -1,
+            alarms: Alarms::default(),
             #[cfg(feature = "planted-bugs")]
             planted: None,
         }
@@ -205,58 +120,53 @@ impl<S: RevisionStore> Store<S> {
         self.planted
     }
 
-    /// Rebuilds the state from storage and what was saved beside it: revision, compacted revision, leases (id, time to
-    /// live, remaining time).
+    /// Brings back the state from what was saved beside the events, and from the live keys, which come in order and own
+    /// their memory.
     pub fn open(
         storage: S,
-        revision: i64,
-        compacted: i64,
-        leases: impl IntoIterator<Item = (i64, i64, i64)>,
+        saved: Saved,
+        keys: impl Iterator<Item = Result<(Bytes, Version), S::Error>>,
     ) -> Result<Store<S>, S::Error> {
-        let mut store = Store {
-            revision,
-            compacted,
-            ..Store::new(storage)
-        };
-        for (id, ttl_s, remaining_s) in leases {
-            store.leases.restore(id, ttl_s, remaining_s);
+        let mut leases = Leases::default();
+        for (id, ttl_s, remaining_s) in saved.leases {
+            leases.restore(id, ttl_s, remaining_s);
         }
-        let mut from = Point { main: 0, sub: 0 };
-        loop {
-            let page = store.storage.scan(from, REBUILD_PAGE)?;
-            let Some((last, _)) = page.last() else { break };
-            from = Point {
-                main: last.main,
-                sub: last.sub + 1,
-            };
-            for (at, event) in &page {
-                store.index_event(*at, event);
+        let keys = keys.inspect(|pair| {
+            if let Ok((key, version)) = pair {
+                leases.attach(version.lease, key);
             }
-        }
-        Ok(store)
+        });
+        Ok(Store {
+            index: KeyIndex::load(keys)?,
+            storage,
+            leases,
+            revision: saved.revision,
+            compacted: saved.compacted,
+            alarms: Alarms::restore(saved.alarms),
+            auth: Auth::default(),
+            #[cfg(feature = "planted-bugs")]
+            planted: None,
+        })
     }
 
+    /// Makes an event its key's newest.
     fn index_event(&mut self, at: Point, event: &Event) {
         let key = &event.kv.key;
-        if let Some(old) = self.index.at(key, i64::MAX)
+        if let Some(old) = self.index.record(key, Version::of(at, event))
             && !planted::is(Bug::StaysAttached)
         {
             self.leases.detach(old.lease, key);
         }
         self.leases.attach(event.kv.lease, key);
-        self.index.push(key, Version::of(at, event));
     }
 
     /// Goes on at `revision`, far ahead, and forgets all history before it; keys and leases stay as they are. For a
     /// state that becomes another cluster's first: a watcher with a revision of the old cluster, also one that this
     /// state never had, is told that it is compacted.
-    pub fn jump(&mut self, revision: i64) -> Result<(), S::Error> {
+    pub fn jump(&mut self, revision: i64) {
         assert!(revision > self.revision, "revisions only grow");
         self.revision = revision;
-        match self.compact(revision) {
-            Ok(_) | Err(Failure::Refused(_)) => Ok(()),
-            Err(Failure::Storage(error)) => Err(error),
-        }
+        self.compacted = revision;
     }
 
     /// Revision of the last change.
@@ -272,6 +182,11 @@ impl<S: RevisionStore> Store<S> {
     /// The leases.
     pub fn leases(&self) -> &Leases {
         &self.leases
+    }
+
+    /// The alarms.
+    pub fn alarms(&self) -> &Alarms {
+        &self.alarms
     }
 
     /// Users, roles and permissions.
@@ -319,115 +234,21 @@ impl<S: RevisionStore> Store<S> {
 
     /// The first `limit` pairs of a range at a revision (0 or less: now), in order of keys.
     pub fn page(&self, keys: &KeyRange, revision: i64, limit: usize) -> Result<Page, OpError> {
-        let at = self.readable(revision, self.revision)?;
-        let mut found = self.index.range(keys, at);
-        let entries = found
-            .by_ref()
-            .take(limit)
-            .map(|(key, version)| (key.clone(), version))
-            .collect();
-        Ok(Page {
-            now: self.revision,
-            entries,
-            more: found.next().is_some(),
+        let at = plan::readable(revision, self.revision, self.compacted)?;
+        Ok(if at == self.revision {
+            Page::now(at, self.index.range(keys), limit)
+        } else {
+            Page::past(self.revision, keys, at, limit)
         })
-    }
-
-    /// How many keys of a range exist at a revision (0 or less: now).
-    pub fn count(&self, keys: &KeyRange, revision: i64) -> Result<i64, OpError> {
-        let at = self.readable(revision, self.revision)?;
-        let count = self.index.range(keys, at).count();
-        Ok(i64::try_from(count).unwrap_or(i64::MAX))
-    }
-
-    /// The revision that a read asks for, if it can be read.
-    fn readable(&self, revision: i64, now: i64) -> Result<i64, OpError> {
-        let at = if revision <= 0 { now } else { revision };
-        if at > now {
-            return Err(OpError::FutureRevision);
-        }
-        if at < self.compacted {
-            return Err(OpError::Compacted);
-        }
-        Ok(at)
     }
 
     fn plan_at(&self, range: &Range, now: i64) -> Result<RangePlan, OpError> {
-        let at = self.readable(range.revision, now)?;
-        let limit = usize::try_from(range.limit)
-            .ok()
-            .filter(|limit| *limit > 0)
-            .unwrap_or(usize::MAX);
-        let filtered = [
-            range.min_mod_revision,
-            range.max_mod_revision,
-            range.min_create_revision,
-            range.max_create_revision,
-        ]
-        .iter()
-        .any(|bound| *bound != 0);
-        // With an order or a filter everything is looked at; else one pair more than wanted tells `more`. A sort
-        // target without an order sorts what the limit let through: odd, and etcd's way.
-        let fetch = if range.sort_order != SortOrder::None || filtered {
-            usize::MAX
+        let at = plan::readable(range.revision, now, self.compacted)?;
+        Ok(if at == now {
+            RangePlan::now(range, now, self.index.range(&range.keys))
         } else {
-            limit.saturating_add(1)
-        };
-        let mut count = 0;
-        let mut entries = Vec::new();
-        for (key, version) in self.index.range(&range.keys, at) {
-            count += 1;
-            if !range.count_only && entries.len() < fetch {
-                entries.push((key.clone(), version));
-            }
-        }
-        if planted::is(Bug::CountLimited) {
-            count = count.min(i64::try_from(limit).unwrap_or(i64::MAX));
-        }
-        entries.retain(|(_, version)| passes(range, version));
-        let by_value = sort(range, &mut entries);
-        if by_value.is_none() {
-            entries.truncate(limit.saturating_add(1));
-        }
-        Ok(RangePlan {
-            revision: now,
-            count,
-            entries,
-            keys_only: range.keys_only,
-            by_value,
-            limit,
+            RangePlan::past(range, now, at)
         })
-    }
-
-    /// The pair at `key` as it was just before revision `at`: what a watcher calls `prev_kv`.
-    pub fn before(&self, key: &[u8], at: i64) -> Result<Option<KeyValue>, S::Error> {
-        let Some(version) = self.index.at(key, at - 1) else {
-            return Ok(None);
-        };
-        Ok(self.storage.get(version.at)?.map(|event| event.kv))
-    }
-
-    /// A checksum over the stored changes up to `revision` (0: all): equal on members whose state is equal.
-    pub fn hash(&self, revision: i64) -> Result<u32, S::Error> {
-        let until = if revision == 0 { self.revision } else { revision };
-        let mut hash = Fnv::default();
-        let mut from = Point { main: 0, sub: 0 };
-        loop {
-            let page = self.storage.scan(from, REBUILD_PAGE)?;
-            let Some((last, _)) = page.last() else {
-                return Ok(hash.0);
-            };
-            from = Point {
-                main: last.main,
-                sub: last.sub + 1,
-            };
-            for (at, event) in &page {
-                if at.main > until {
-                    return Ok(hash.0);
-                }
-                hash.event(*at, event);
-            }
-        }
     }
 
     /// Applies a committed command on somebody's behalf: their rights are checked here and now, whatever was checked
@@ -444,6 +265,10 @@ impl<S: RevisionStore> Store<S> {
     pub fn apply(&mut self, command: &Command) -> Result<Applied, S::Error> {
         let before = self.revision;
         let mut applied = Applied::new(Reply::Revoked);
+        if let Some(error) = self.alarms.refuse(command) {
+            applied.reply = Reply::Refused(error);
+            return Ok(applied);
+        }
         let reply = match command {
             Command::Put(put) => self.write(&mut applied, |writer| {
                 writer.check_lease(put.lease)?;
@@ -453,7 +278,8 @@ impl<S: RevisionStore> Store<S> {
                 self.write(&mut applied, |writer| writer.delete(delete).map(Reply::Delete))
             }
             Command::Txn(txn) => self.write(&mut applied, |writer| writer.txn(txn).map(Reply::Txn)),
-            Command::Compact { revision } => self.compact(*revision),
+            Command::Compact { revision } => self.compact(*revision, &mut applied),
+            Command::Alarm(change) => Ok(Reply::Alarms(self.change_alarms(*change, &mut applied))),
             Command::LeaseGrant { id, ttl_s } => match self.leases.grant(*id, *ttl_s) {
                 Ok(ttl_s) => {
                     applied.granted = Some((*id, ttl_s));
@@ -518,7 +344,9 @@ impl<S: RevisionStore> Store<S> {
         Ok(reply)
     }
 
-    fn compact(&mut self, revision: i64) -> Result<Reply, Failure<S::Error>> {
+    /// Forgets the revisions before one: from now on they cannot be read. What they held is reclaimed later and apart
+    /// (see [`crate::reclaim`]).
+    fn compact(&mut self, revision: i64, applied: &mut Applied) -> Result<Reply, Failure<S::Error>> {
         if revision <= self.compacted {
             return Err(OpError::Compacted.into());
         }
@@ -529,21 +357,32 @@ impl<S: RevisionStore> Store<S> {
         #[cfg(feature = "planted-bugs")]
         if self.planted == Some(crate::faulty::PlantedBug::CompactionEatsKey) {
             let all = KeyRange::new(Bytes::from_static(b"\0"), Bytes::from_static(b"\0"));
-            let eaten = self
+            let mut old = self
                 .index
-                .range(&all, revision)
-                .next()
-                .map(|(_, version)| version.at);
+                .range(&all)
+                .filter(|(_, version)| version.at.main <= revision);
+            let eaten = old.next().map(|(_, version)| version.at);
+            drop(old);
             if let Some(point) = eaten {
-                self.storage.delete(point).map_err(Failure::Storage)?;
+                self.storage.eat(point).map_err(Failure::Storage)?;
             }
         }
-        for point in self.index.compact(revision) {
-            self.storage.delete(point).map_err(Failure::Storage)?;
-        }
+        applied.compacted = Some(revision);
         Ok(Reply::Compacted {
             revision: self.revision,
         })
+    }
+
+    /// Switches an alarm on or off; the alarms that the answer names: one switched on, or one that was on.
+    fn change_alarms(&mut self, change: AlarmChange, applied: &mut Applied) -> Vec<Alarm> {
+        let (alarm, on, changed) = match change {
+            AlarmChange::Raise(alarm) => (alarm, true, self.alarms.raise(alarm)),
+            AlarmChange::Clear(alarm) => (alarm, false, self.alarms.clear(alarm)),
+        };
+        if changed {
+            applied.alarms.push((alarm, on));
+        }
+        (changed || on).then_some(alarm).into_iter().collect()
     }
 
     /// Ends a lease and deletes its keys in one revision; false when there is no such lease.
@@ -575,39 +414,6 @@ impl<S: RevisionStore> Store<S> {
     }
 }
 
-fn passes(range: &Range, version: &Version) -> bool {
-    let within = |value: i64, min: i64, max: i64| (min == 0 || value >= min) && (max == 0 || value <= max);
-    within(version.at.main, range.min_mod_revision, range.max_mod_revision)
-        && within(
-            version.create_revision,
-            range.min_create_revision,
-            range.max_create_revision,
-        )
-}
-
-/// Sorts by what the index knows; else says in which order the values are to be sorted.
-fn sort(range: &Range, entries: &mut [(Bytes, Version)]) -> Option<SortOrder> {
-    let order = match (range.sort_order, range.sort_target) {
-        (SortOrder::None, SortTarget::Key) => return None,
-        (SortOrder::None, _) if planted::is(Bug::SortDescends) => SortOrder::Descend,
-        (SortOrder::None, _) => SortOrder::Ascend,
-        (order, _) => order,
-    };
-    let by = |of: fn(&Version) -> i64, entries: &mut [(Bytes, Version)]| match order {
-        SortOrder::Descend => entries.sort_by_key(|entry| std::cmp::Reverse(of(&entry.1))),
-        _ => entries.sort_by_key(|entry| of(&entry.1)),
-    };
-    match range.sort_target {
-        SortTarget::Key if order == SortOrder::Descend => entries.reverse(),
-        SortTarget::Key => {}
-        SortTarget::Version => by(|version| version.version, entries),
-        SortTarget::Create => by(|version| version.create_revision, entries),
-        SortTarget::Mod => by(|version| version.at.main, entries),
-        SortTarget::Value => return Some(order),
-    }
-    None
-}
-
 /// Collects the changes of one revision; they are in the index and in storage at once, so later steps see them.
 pub(crate) struct Writer<'a, S> {
     pub(crate) store: &'a mut Store<S>,
@@ -636,7 +442,9 @@ impl<S: RevisionStore> Writer<'_, S> {
     }
 
     pub(crate) fn put(&mut self, put: &Put) -> Result<PutOutcome, Failure<S::Error>> {
-        let old = self.store.index.at(&put.key, i64::MAX);
+        // Checked before it was proposed; refused here too, whoever proposed it: storage cannot hold such a key.
+        check::storable(&put.key)?;
+        let old = self.store.index.get(&put.key);
         if (put.ignore_value || put.ignore_lease) && old.is_none() {
             return Err(OpError::KeyNotFound.into());
         }
@@ -661,10 +469,7 @@ impl<S: RevisionStore> Writer<'_, S> {
             value,
             lease,
         };
-        self.record(Event {
-            kind: EventKind::Put,
-            kv,
-        })?;
+        self.record(EventKind::Put, kv, old)?;
         Ok(PutOutcome {
             revision,
             prev_kv: prev.filter(|_| put.prev_kv),
@@ -675,7 +480,7 @@ impl<S: RevisionStore> Writer<'_, S> {
         let doomed: Vec<(Bytes, Version)> = self
             .store
             .index
-            .range(&delete.keys, i64::MAX)
+            .range(&delete.keys)
             .map(|(key, version)| (key.clone(), version))
             .collect();
         let mut prev_kvs = Vec::new();
@@ -686,16 +491,13 @@ impl<S: RevisionStore> Writer<'_, S> {
         }
         let deleted = i64::try_from(doomed.len()).unwrap_or(i64::MAX);
         let mod_revision = self.store.revision + 1;
-        for (key, _) in doomed {
+        for (key, old) in doomed {
             let kv = KeyValue {
                 key,
                 mod_revision,
                 ..KeyValue::default()
             };
-            self.record(Event {
-                kind: EventKind::Delete,
-                kv,
-            })?;
+            self.record(EventKind::Delete, kv, Some(old))?;
         }
         Ok(DeleteOutcome {
             revision: self.now(),
@@ -704,7 +506,17 @@ impl<S: RevisionStore> Writer<'_, S> {
         })
     }
 
-    fn record(&mut self, event: Event) -> Result<(), Failure<S::Error>> {
+    fn record(
+        &mut self,
+        kind: EventKind,
+        kv: KeyValue,
+        old: Option<Version>,
+    ) -> Result<(), Failure<S::Error>> {
+        let event = Event {
+            kind,
+            kv,
+            prev: old.map(|old| old.at),
+        };
         let sub = u32::try_from(self.events.len()).map_err(|_| Failure::Refused(OpError::TooManyOps))?;
         let at = Point {
             main: self.store.revision + 1,
@@ -714,39 +526,5 @@ impl<S: RevisionStore> Writer<'_, S> {
         self.store.index_event(at, &event);
         self.events.push(event);
         Ok(())
-    }
-}
-
-/// FNV-1a, 32 bits: small, and the same everywhere.
-struct Fnv(u32);
-
-impl Default for Fnv {
-    fn default() -> Fnv {
-        Fnv(0x811c_9dc5)
-    }
-}
-
-impl Fnv {
-    fn bytes(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
-        }
-    }
-
-    fn event(&mut self, at: Point, event: &Event) {
-        let kv = &event.kv;
-        for number in [
-            at.main,
-            i64::from(at.sub),
-            kv.create_revision,
-            kv.version,
-            kv.lease,
-        ] {
-            self.bytes(&number.to_le_bytes());
-        }
-        for part in [&kv.key, &kv.value] {
-            self.bytes(&part.len().to_le_bytes());
-            self.bytes(part);
-        }
     }
 }

@@ -2,7 +2,7 @@
 //! write, then everything on the chosen path is checked, and only then is anything changed.
 
 use crate::{
-    Compare, CompareOp, CompareTarget, Op, OpError, OpReply, Range, Store, Txn, TxnOutcome, Version,
+    Compare, CompareOp, CompareTarget, Op, OpError, OpReply, Range, Store, Txn, TxnOutcome, Version, check,
     planted::{self, Bug},
     storage::RevisionStore,
     store::{Failure, Writer},
@@ -22,14 +22,13 @@ fn branch<'a>(txn: &'a Txn, path: &Path) -> &'a [Op] {
     }
 }
 
-/// Judges the conditions on the state at the end of revision `at`.
-fn choose<S: RevisionStore>(store: &Store<S>, txn: &Txn, at: i64) -> Result<Path, Failure<S::Error>> {
+fn choose<S: RevisionStore>(store: &Store<S>, txn: &Txn) -> Result<Path, Failure<S::Error>> {
     let mut path = Path {
         succeeded: true,
         nested: Vec::new(),
     };
     for compare in &txn.compare {
-        if !holds(store, compare, at)? {
+        if !holds(store, compare)? {
             path.succeeded = false;
             break;
         }
@@ -37,16 +36,16 @@ fn choose<S: RevisionStore>(store: &Store<S>, txn: &Txn, at: i64) -> Result<Path
     let mut nested = Vec::new();
     for op in branch(txn, &path) {
         if let Op::Txn(txn) = op {
-            nested.push(choose(store, txn, at)?);
+            nested.push(choose(store, txn)?);
         }
     }
     path.nested = nested;
     Ok(path)
 }
 
-fn holds<S: RevisionStore>(store: &Store<S>, compare: &Compare, at: i64) -> Result<bool, Failure<S::Error>> {
+fn holds<S: RevisionStore>(store: &Store<S>, compare: &Compare) -> Result<bool, Failure<S::Error>> {
     let mut any = false;
-    for (_, version) in store.index().range(&compare.keys, at) {
+    for (_, version) in store.index().range(&compare.keys) {
         any = true;
         if !version_holds(store, compare, version)? {
             return Ok(false);
@@ -138,7 +137,7 @@ fn check_range<S: RevisionStore>(store: &Store<S>, range: &Range) -> Result<(), 
 
 /// Answers a transaction that only reads.
 pub(crate) fn read<S: RevisionStore>(store: &Store<S>, txn: &Txn) -> Result<TxnOutcome, Failure<S::Error>> {
-    let path = choose(store, txn, store.revision())?;
+    let path = choose(store, txn)?;
     on_path(txn, &path, &mut |op| match op {
         Op::Range(range) => check_range(store, range),
         _ => Ok(()),
@@ -170,13 +169,14 @@ fn read_ops<S: RevisionStore>(
 
 impl<S: RevisionStore> Writer<'_, S> {
     pub(crate) fn txn(&mut self, txn: &Txn) -> Result<TxnOutcome, Failure<S::Error>> {
-        let path = choose(self.store, txn, self.store.revision())?;
+        let path = choose(self.store, txn)?;
         on_path(txn, &path, &mut |op| match op {
             Op::Put(put) => {
                 let needs_key = put.ignore_value || put.ignore_lease;
-                if needs_key && self.store.index().at(&put.key, i64::MAX).is_none() {
+                if needs_key && self.store.index().get(&put.key).is_none() {
                     return Err(OpError::KeyNotFound);
                 }
+                check::storable(&put.key)?;
                 self.check_lease(put.lease)
             }
             Op::Nothing => Err(OpError::KeyNotFound),
@@ -218,7 +218,7 @@ impl<S: RevisionStore> Writer<'_, S> {
                 (Op::Delete(delete), _) => OpReply::Delete(self.delete(delete)?),
                 #[cfg(feature = "planted-bugs")]
                 (Op::Txn(txn), _) if self.judges_late() => {
-                    let path = choose(self.store, txn, i64::MAX)?;
+                    let path = choose(self.store, txn)?;
                     OpReply::Txn(self.run(txn, &path)?)
                 }
                 (Op::Txn(txn), Some(path)) => OpReply::Txn(self.run(txn, path)?),

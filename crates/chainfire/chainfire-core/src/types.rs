@@ -28,6 +28,19 @@ pub struct Point {
     pub sub: u32,
 }
 
+impl Point {
+    /// The first possible place after this one.
+    pub fn next(self) -> Point {
+        match self.sub.checked_add(1) {
+            Some(sub) => Point { sub, ..self },
+            None => Point {
+                main: self.main + 1,
+                sub: 0,
+            },
+        }
+    }
+}
+
 /// What an event did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EventKind {
@@ -44,6 +57,8 @@ pub struct Event {
     pub kind: EventKind,
     /// The pair afterwards.
     pub kv: KeyValue,
+    /// Where the version that it replaced stands, if the key existed before.
+    pub prev: Option<Point>,
 }
 
 impl Event {

@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use chainfire_core::storage::RevisionReader;
 use chainfire_core::{
     Command, Compare, CompareOp, CompareTarget, DeleteRange, EventKind, KeyRange, KeyValue, Op, OpError,
-    OpReply, Put, Range, Reply, Store, Txn, check, storage::MemoryStore,
+    OpReply, Point, Put, Range, Reply, Saved, Store, Txn, Version, check, storage::MemoryStore,
 };
 use proptest::prelude::*;
 
@@ -212,7 +213,10 @@ fn step(model: &mut Model, command: &Command, reply: &Reply) {
             pairs.retain(|_, kv| kv.lease != *id);
         }
         Command::LeaseRevoke { .. } => assert_eq!(*reply, Reply::Refused(OpError::LeaseNotFound)),
-        Command::LeaseExpire { .. } | Command::LeaseCheckpoint { .. } | Command::Auth(_) => {
+        Command::LeaseExpire { .. }
+        | Command::LeaseCheckpoint { .. }
+        | Command::Auth(_)
+        | Command::Alarm(_) => {
             unreachable!("not generated")
         }
     }
@@ -303,10 +307,12 @@ proptest! {
         commands in prop::collection::vec(command(), 1..40),
         keys in keys(),
         limit in 0i64..3,
+        reclaimed in prop::collection::vec(0usize..4, 40),
     ) {
         let mut store = Store::new(MemoryStore::default());
         let mut model = Model { history: vec![Pairs::new()], compacted: -1, leases: vec![] };
-        for command in &commands {
+        let mut mark = Point { main: 0, sub: 0 };
+        for (command, walk) in commands.iter().zip(reclaimed) {
             if let Command::Txn(txn) = command && check::txn(txn).is_err() {
                 continue;
             }
@@ -321,8 +327,13 @@ proptest! {
                 for event in events {
                     prop_assert_eq!(event.kv.mod_revision, *revision);
                     prop_assert_eq!(event.kind == EventKind::Delete, event.kv.version == 0);
+                    let before = &model.history[*revision as usize - 2];
+                    prop_assert_eq!(event.prev.map(|at| at.main), before.get(&event.kv.key).map(|kv| kv.mod_revision));
                 }
             }
+            // Space is reclaimed behind the commands, at any distance.
+            reclaim(&mut store, &mut mark, walk);
+            compare_history(&store, &model, &keys, limit);
         }
         compare_history(&store, &model, &keys, limit);
         for (id, lease) in store.leases().iter() {
@@ -330,13 +341,66 @@ proptest! {
             prop_assert_eq!(lease.keys.iter().collect::<Vec<_>>(), attached);
         }
 
-        // What storage holds is enough to build the same state again.
-        let leases: Vec<(i64, i64, i64)> = store.leases().iter().map(|(id, lease)| (id, lease.ttl_s, lease.remaining_s)).collect();
-        let again = Store::open(store.storage().clone(), store.revision(), store.compacted(), leases).unwrap();
+        // When everything is reclaimed, nothing is kept that no revision can see, but deletions at the mark.
+        while reclaim(&mut store, &mut mark, 1) {}
+        compare_history(&store, &model, &keys, limit);
+        prop_assert_eq!(store.storage().len(), visible(&store, &model));
+
+        // What storage holds beside the live keys is enough to build the same state again.
+        let saved = Saved {
+            revision: store.revision(),
+            compacted: store.compacted(),
+            leases: store.leases().iter().map(|(id, lease)| (id, lease.ttl_s, lease.remaining_s)).collect(),
+            alarms: vec![],
+        };
+        let everything = KeyRange::new(Bytes::from_static(b"\0"), Bytes::from_static(b"\0"));
+        let live: Vec<(Bytes, Version)> =
+            store.index().range(&everything).map(|(key, version)| (key.clone(), version)).collect();
+        let again = Store::open(store.storage().clone(), saved, live.into_iter().map(Ok)).unwrap();
         compare_history(&again, &model, &keys, limit);
-        prop_assert_eq!(again.hash(0).unwrap(), store.hash(0).unwrap());
         prop_assert_eq!(again.leases().iter().collect::<Vec<_>>(), store.leases().iter().collect::<Vec<_>>());
     }
+}
+
+/// Walks up to `limit` events towards the compacted revision; false when there is nothing left to walk.
+fn reclaim(store: &mut Store<MemoryStore>, mark: &mut Point, limit: usize) -> bool {
+    let compacted = store.compacted();
+    if limit == 0 || mark.main > compacted {
+        return false;
+    }
+    match store.storage_mut().reclaim(*mark, compacted, limit) {
+        Some(next) => *mark = next,
+        None => {
+            // The next walk begins with the events of the compacted revision again.
+            *mark = Point {
+                main: compacted,
+                sub: 0,
+            };
+            return false;
+        }
+    }
+    true
+}
+
+/// Events that some readable revision, or a watcher that begins at one, can see.
+fn visible(store: &Store<MemoryStore>, model: &Model) -> usize {
+    let compacted = store.compacted().max(1);
+    let current = model.history[compacted as usize - 1]
+        .values()
+        .filter(|kv| kv.mod_revision < compacted)
+        .count();
+    let later = store
+        .storage()
+        .scan(
+            Point {
+                main: compacted,
+                sub: 0,
+            },
+            usize::MAX,
+        )
+        .unwrap()
+        .len();
+    current + later
 }
 
 #[test]

@@ -86,7 +86,7 @@ impl History {
             } else {
                 EventKind::Delete
             };
-            Event { kind, kv }
+            Event { kind, kv, prev: None }
         });
         let events = events.collect();
         self.changes.push(Change { revision, events });

@@ -15,7 +15,7 @@ use tokio::time::sleep;
 use crate::{
     node::{GROUP, Node},
     offline::{BackupError, BackupInfo, Maker, WriteEnd, check_backup, take_picture},
-    storage::StorageError,
+    tables::StorageError,
 };
 
 /// End of a backup's name.

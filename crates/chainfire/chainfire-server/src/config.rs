@@ -71,6 +71,10 @@ pub struct Chainfire {
     /// How often idle watchers that asked for it are told the progress, milliseconds; up to a tenth more is added.
     #[serde(default = "default_watch_progress_notify_interval_ms")]
     pub watch_progress_notify_interval_ms: u64,
+    /// Logical bytes (keys and values of all changes that are not compacted away, and a little for each) that may be
+    /// stored; beyond them, puts are refused until keys are deleted and history is compacted. The same on all members.
+    #[serde(default = "default_quota_bytes")]
+    pub quota_bytes: u64,
     /// Whether this member begins a cluster together with the others in `members`, or joins one that runs. Only looked
     /// at when there is no data yet.
     #[serde(default)]
@@ -151,6 +155,10 @@ fn default_auth_token_ttl_s() -> u64 {
 
 fn default_bcrypt_cost() -> u32 {
     auth::DEFAULT_COST
+}
+
+fn default_quota_bytes() -> u64 {
+    8 << 30
 }
 
 /// Why a configuration cannot work.
@@ -279,6 +287,7 @@ mod tests {
             watch_ring_bytes: default_watch_ring_bytes(),
             max_watchers: default_max_watchers(),
             watch_progress_notify_interval_ms: default_watch_progress_notify_interval_ms(),
+            quota_bytes: default_quota_bytes(),
             members: names.iter().map(member).collect(),
         }
     }

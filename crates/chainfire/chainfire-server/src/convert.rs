@@ -8,12 +8,15 @@ use chainfire_client::wire::{
     mvccpb,
 };
 use chainfire_core::{
-    Command, Compare, CompareOp, CompareTarget, DeleteOutcome, DeleteRange, Event, EventKind, KeyRange,
-    KeyValue, Op, OpError, OpReply, Put, PutOutcome, Range, RangeOutcome, SortOrder, SortTarget, Txn,
-    TxnOutcome, check,
+    Alarm, AlarmChange, AlarmKind, Command, Compare, CompareOp, CompareTarget, DeleteOutcome, DeleteRange,
+    Event, EventKind, KeyRange, KeyValue, Op, OpError, OpReply, Put, PutOutcome, Range, RangeOutcome,
+    SortOrder, SortTarget, Txn, TxnOutcome, check,
 };
 
-use crate::{auth, record::LogBody};
+use crate::{
+    auth,
+    record::{AlarmRecord, LogBody},
+};
 
 pub(crate) fn range(message: pb::RangeRequest) -> Result<Range, OpError> {
     let sort_order = match range_request::SortOrder::try_from(message.sort_order) {
@@ -158,9 +161,59 @@ pub(crate) fn command(body: LogBody) -> Result<Command, OpError> {
             leases: message.ids.into_iter().zip(message.remaining_s).collect(),
         },
         LogBody::Expire(message) => Command::LeaseExpire { ids: message.ids },
+        LogBody::Alarm(message) => Command::Alarm(alarm_change(message)?),
         // These change no keys; the machine has taken them before it asks.
-        LogBody::Members(_) => return Err(OpError::NotCapable),
         LogBody::Auth(record) => Command::Auth(auth::record::command(record)?),
+        LogBody::Members(_) | LogBody::RestartDigest(_) => return Err(OpError::NotCapable),
+    })
+}
+
+/// The kind of an alarm; `None`: no kind, or one that this release does not know.
+pub(crate) fn alarm_kind(kind: i32) -> Option<AlarmKind> {
+    match pb::AlarmType::try_from(kind) {
+        Ok(pb::AlarmType::Nospace) => Some(AlarmKind::NoSpace),
+        Ok(pb::AlarmType::Corrupt) => Some(AlarmKind::Corrupt),
+        Ok(pb::AlarmType::None) | Err(_) => None,
+    }
+}
+
+fn alarm_change(message: pb::AlarmRequest) -> Result<AlarmChange, OpError> {
+    use pb::alarm_request::AlarmAction;
+    let alarm = Alarm {
+        kind: alarm_kind(message.alarm).ok_or(OpError::NotCapable)?,
+        member: message.member_id,
+    };
+    match AlarmAction::try_from(message.action) {
+        Ok(AlarmAction::Activate) => Ok(AlarmChange::Raise(alarm)),
+        Ok(AlarmAction::Deactivate) => Ok(AlarmChange::Clear(alarm)),
+        Ok(AlarmAction::Get) | Err(_) => Err(OpError::NotCapable),
+    }
+}
+
+pub(crate) fn alarm(alarm: Alarm) -> pb::AlarmMember {
+    let kind = match alarm.kind {
+        AlarmKind::NoSpace => pb::AlarmType::Nospace,
+        AlarmKind::Corrupt => pb::AlarmType::Corrupt,
+    };
+    pb::AlarmMember {
+        member_id: alarm.member,
+        alarm: kind.into(),
+    }
+}
+
+pub(crate) fn alarm_record(alarm: Alarm) -> AlarmRecord {
+    let message = self::alarm(alarm);
+    AlarmRecord {
+        kind: message.alarm,
+        member: message.member_id,
+    }
+}
+
+/// A stored alarm; `None` for one of a newer release.
+pub(crate) fn stored_alarm(record: &AlarmRecord) -> Option<Alarm> {
+    Some(Alarm {
+        kind: alarm_kind(record.kind)?,
+        member: record.member,
     })
 }
 

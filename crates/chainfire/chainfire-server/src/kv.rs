@@ -188,12 +188,16 @@ impl Kv for KvService {
             .await
             .map_err(status)?;
         caller.propose_administration().map_err(status)?;
-        // Space is given back in the same step, so `physical` asks for nothing more.
-        let command = LogBody::Compact(request.into_inner());
+        let message = request.into_inner();
+        let (compacted, physical) = (message.revision, message.physical);
+        let command = LogBody::Compact(message);
         let reply = self.node.propose(caller.by(), command).await.map_err(status)?;
         let ReplyBody::Done(revision) = reply else {
             return Err(wrong_reply());
         };
+        if physical {
+            self.node.reclaimed(compacted).await.map_err(status)?;
+        }
         Ok(Response::new(pb::CompactionResponse {
             header: self.node.header_at(revision),
         }))

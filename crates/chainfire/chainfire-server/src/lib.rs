@@ -22,6 +22,7 @@
 //!  members <────────────────────── peers (mTLS, Raft messages) ──────────────┘
 //! ```
 
+mod agreement;
 mod auth;
 mod backups;
 mod candidacy;
@@ -30,11 +31,14 @@ mod cluster;
 mod config;
 mod convert;
 mod dashboards;
+mod digests;
 mod election;
 mod gateway;
+mod hash;
 mod history;
 mod incarnation;
 mod kv;
+mod layout;
 mod leading;
 mod lease;
 mod lessor;
@@ -44,20 +48,27 @@ mod machine;
 mod maintenance;
 mod members;
 mod metrics;
+mod migrate;
 mod node;
 pub mod offline;
 mod outbox;
 mod oversize;
 mod peers;
 mod probes;
+mod quota;
 mod range_stream;
+mod reclaim;
 mod record;
+mod record_check;
 #[cfg(feature = "simulation")]
 #[doc(hidden)]
 pub mod simulation;
 mod snapshot;
 mod start;
+#[cfg(test)]
+mod state_tests;
 mod storage;
+mod tables;
 mod watch;
 mod wire;
 

@@ -6,12 +6,15 @@
 use std::{
     any::Any,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use bytes::Bytes;
 use chainfire_client::wire::etcdserverpb as pb;
-use chainfire_core::{Applied, Event, Reply, Store, auth::AuthChange, watch::EventRing};
+use chainfire_core::{Applied, Digest, Event, Reply, Saved, Store, auth::AuthChange, watch::EventRing};
 use kv_engine::{Engine, EngineConfig, Export, Import};
 use prost::Message;
 use raft_host::{Committed, MachineError, Payload, SnapshotSink, SnapshotSource, StateMachine};
@@ -21,10 +24,14 @@ use crate::{
     auth::{AuthState, record::CallerRecord},
     clock::Clock,
     convert,
+    digests::{Digests, Stamp},
     leading::Leading,
     members::table::MemberTable,
+    migrate::{LAYOUT, migrate},
+    reclaim::Reclaimer,
     record::{LogBody, LogRecord, MetaRecord, ReplyBody, ReplyRecord, TokenReply},
-    storage::{EngineStore, StorageError, Tables},
+    storage::EngineStore,
+    tables::{StorageError, Tables},
 };
 
 /// Memory for recent changes that watchers share, unless the configuration says otherwise, bytes.
@@ -49,6 +56,10 @@ pub(crate) struct Shared {
     pub(crate) leases_changed: Notify,
     pub(crate) auth: Arc<AuthState>,
     pub(crate) tables: Tables,
+    pub(crate) reclaimer: Reclaimer,
+    digests: Mutex<Digests>,
+    /// Logical bytes of all events ever stored.
+    stored_bytes: AtomicU64,
     clock: Clock,
 }
 
@@ -88,6 +99,22 @@ impl Shared {
         self.members.write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The hash after an entry, if it is remembered; that of the newest one for an index beyond it.
+    pub(crate) fn stamp(&self, index: u64) -> Option<Stamp> {
+        let digests = self.digests();
+        digests.at(index.min(digests.newest().index))
+    }
+
+    fn digests(&self) -> MutexGuard<'_, Digests> {
+        self.digests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Logical bytes that count against the quota: what is stored and not given back yet.
+    pub(crate) fn live_bytes(&self) -> u64 {
+        let stored = self.stored_bytes.load(Ordering::Relaxed);
+        stored.saturating_sub(self.reclaimer.freed_bytes())
+    }
+
     pub(crate) fn revisions(&self) -> watch::Receiver<i64> {
         self.revision.subscribe()
     }
@@ -95,6 +122,17 @@ impl Shared {
     /// Milliseconds on the clock of lease timers.
     pub(crate) fn now_ms(&self) -> u64 {
         self.clock.now_ms()
+    }
+
+    /// Takes note of a round that was committed.
+    fn note(&self, stored_bytes: u64, stamps: Vec<Stamp>, compacted: bool) {
+        self.stored_bytes.store(stored_bytes, Ordering::Relaxed);
+        let mut digests = self.digests();
+        stamps.into_iter().for_each(|stamp| digests.push(stamp));
+        drop(digests);
+        if compacted {
+            self.reclaimer.wake.notify_one();
+        }
     }
 
     fn publish(&self, changes: Vec<(i64, Vec<Event>)>, revision: i64) {
@@ -129,24 +167,27 @@ impl Machine {
         ring_bytes: usize,
     ) -> Result<(Machine, Arc<Shared>), StorageError> {
         let tables = Tables::open(engine)?;
-        let (store, applied) = load(&tables)?;
-        let revision = store.revision();
-        let auth = AuthState::new(store.auth().clone(), applied);
+        let loaded = load(&tables)?;
+        let revision = loaded.store.revision();
+        let auth = AuthState::new(loaded.store.auth().clone(), loaded.stamp.index);
         let shared = Arc::new(Shared {
             auth: Arc::new(auth),
             ring: RwLock::new(EventRing::new(revision, ring_bytes)),
             revision: watch::Sender::new(revision),
-            store: RwLock::new(store),
+            stored_bytes: AtomicU64::new(loaded.store.storage().stored_bytes()),
+            store: RwLock::new(loaded.store),
             leading: Mutex::new(None),
             members: RwLock::new(tables.members()?),
             leases_changed: Notify::new(),
+            reclaimer: Reclaimer::new(tables.clone())?,
+            digests: Mutex::new(Digests::new(loaded.stamp)),
             tables,
             clock,
         });
         Ok((
             Machine {
                 shared: shared.clone(),
-                applied,
+                applied: loaded.stamp.index,
             },
             shared,
         ))
@@ -160,7 +201,7 @@ impl Machine {
             .revision()
             .checked_add(i64::from(bump))
             .ok_or("there are no revisions left")?;
-        store.jump(revision)?;
+        store.jump(revision);
         // Leases get their full time again; who the members are begins anew, under ids never used before.
         let leases: Vec<(i64, i64)> = store
             .leases()
@@ -171,10 +212,15 @@ impl Machine {
             store.storage_mut().put_lease(id, ttl_s, 0);
         }
         store.storage_mut().forget_members();
+        let stamp = Stamp {
+            index: applied,
+            since: applied,
+            digest: Digest::default(),
+        };
+        // Alarms were about members that are none any more.
         let meta = MetaRecord {
-            applied,
-            revision,
-            compacted: store.compacted(),
+            alarms: Vec::new(),
+            ..meta_of(&store, stamp)
         };
         store.storage_mut().commit(&meta)?;
         drop(store);
@@ -220,14 +266,55 @@ impl Machine {
     }
 }
 
-fn load(tables: &Tables) -> Result<(Store<EngineStore>, u64), StorageError> {
-    let storage = EngineStore::new(tables.clone());
+/// What the tables hold.
+struct Loaded {
+    store: Store<EngineStore>,
+    stamp: Stamp,
+}
+
+fn load(tables: &Tables) -> Result<Loaded, StorageError> {
+    migrate(tables)?;
     let Some(meta) = tables.meta()? else {
-        return Ok((Store::new(storage), 0));
+        return Ok(Loaded {
+            store: Store::new(EngineStore::new(tables.clone(), 0)),
+            stamp: Stamp {
+                index: 0,
+                since: 0,
+                digest: Digest::default(),
+            },
+        });
     };
-    let mut store = Store::open(storage, meta.revision, meta.compacted, tables.leases()?)?;
+    let saved = Saved {
+        revision: meta.revision,
+        compacted: meta.compacted,
+        leases: tables.leases()?,
+        alarms: meta.alarms.iter().filter_map(convert::stored_alarm).collect(),
+    };
+    let storage = EngineStore::new(tables.clone(), meta.stored_bytes);
+    let mut store = Store::open(storage, saved, tables.live_keys()?)?;
     store.restore_auth(tables.auth()?);
-    Ok((store, meta.applied))
+    Ok(Loaded {
+        store,
+        stamp: Stamp {
+            index: meta.applied,
+            since: meta.digest_since,
+            digest: Digest::resume(meta.digest),
+        },
+    })
+}
+
+/// What is stored beside the changes of a round.
+fn meta_of(store: &Store<EngineStore>, stamp: Stamp) -> MetaRecord {
+    MetaRecord {
+        applied: stamp.index,
+        revision: store.revision(),
+        compacted: store.compacted(),
+        layout: LAYOUT,
+        stored_bytes: store.storage().stored_bytes(),
+        digest: stamp.digest.value(),
+        digest_since: stamp.since,
+        alarms: store.alarms().iter().map(convert::alarm_record).collect(),
+    }
 }
 
 /// What one entry does.
@@ -238,11 +325,12 @@ enum Effect {
     Command(Applied),
 }
 
-/// Applies one entry.
+/// Applies one entry. What it changes goes into the hash.
 fn apply_entry(
     store: &mut Store<EngineStore>,
     members: &mut MemberTable,
     entry: &Committed<'_>,
+    stamp: &mut Stamp,
 ) -> Result<Effect, MachineError> {
     let bytes = match entry.payload {
         Payload::Command(bytes) => bytes,
@@ -276,6 +364,10 @@ fn apply_entry(
         return Ok(Effect::Nothing);
     }
     let body = match body {
+        LogBody::RestartDigest(_) => {
+            (stamp.since, stamp.digest) = (entry.index, Digest::default());
+            return Ok(Effect::Nothing);
+        }
         LogBody::Members(change) => {
             return Ok(Effect::Members(match members.apply(change) {
                 Ok(writes) => {
@@ -299,6 +391,17 @@ fn apply_entry(
     for id in &applied.ended {
         store.storage_mut().delete_lease(*id);
     }
+    stamp.digest.add_applied(&applied);
+    for change in &applied.auth {
+        if let Some((key, record)) = crate::auth::record::stored(store.auth(), change) {
+            let on = i64::from(record.is_some());
+            stamp.digest.add(
+                chainfire_core::Effect::Auth,
+                &[on],
+                &[&key, &record.unwrap_or_default()],
+            );
+        }
+    }
     Ok(Effect::Command(applied))
 }
 
@@ -321,6 +424,10 @@ fn encode_reply(reply: Reply, revision: i64) -> Bytes {
         | Reply::Checkpointed
         | Reply::Expired { .. }
         | Reply::Auth => ReplyBody::Done(revision),
+        Reply::Alarms(alarms) => ReplyBody::Alarms(pb::AlarmResponse {
+            header: None,
+            alarms: alarms.into_iter().map(convert::alarm).collect(),
+        }),
         Reply::Refused(error) => ReplyBody::refused(error),
     };
     ReplyRecord { body: Some(body) }.encode_to_vec().into()
@@ -339,19 +446,23 @@ impl StateMachine for Machine {
     fn apply(&mut self, entries: &[Committed<'_>]) -> Result<Vec<Bytes>, MachineError> {
         let mut replies = Vec::with_capacity(entries.len());
         let (mut changes, mut granted, mut ended) = (Vec::new(), Vec::new(), Vec::new());
+        let mut compacted = false;
+        let mut stamps = Vec::with_capacity(entries.len());
+        let mut stamp = self.shared.digests().newest();
         let mut auth_changed = None;
         let mut store = self.shared.store_mut();
         let mut members = self.shared.members_mut();
         #[cfg(feature = "planted-bugs")]
         let applied_before = self.applied;
         for entry in entries {
-            replies.push(match apply_entry(&mut store, &mut members, entry)? {
+            replies.push(match apply_entry(&mut store, &mut members, entry, &mut stamp)? {
                 Effect::Nothing => Bytes::new(),
                 Effect::Members(body) => ReplyRecord { body: Some(body) }.encode_to_vec().into(),
                 Effect::Command(applied) => {
                     if !applied.auth.is_empty() {
                         auth_changed = Some(entry.index);
                     }
+                    compacted |= applied.compacted.is_some();
                     changes.extend(applied.changes);
                     granted.extend(applied.granted);
                     ended.extend(applied.ended);
@@ -361,14 +472,12 @@ impl StateMachine for Machine {
                     }
                 }
             });
+            stamp.index = entry.index;
+            stamps.push(stamp);
             self.applied = entry.index;
         }
         let revision = store.revision();
-        let meta = MetaRecord {
-            applied: self.applied,
-            revision,
-            compacted: store.compacted(),
-        };
+        let meta = meta_of(&store, stamp);
         #[cfg(feature = "planted-bugs")]
         let meta = match store.planted() {
             Some(chainfire_core::faulty::PlantedBug::AppliedIndexApart) => MetaRecord {
@@ -384,6 +493,7 @@ impl StateMachine for Machine {
         }
         drop(members);
         drop(store);
+        self.shared.note(meta.stored_bytes, stamps, compacted);
         self.note_leases(&granted, &ended);
         self.shared.publish(changes, revision);
         Ok(replies)
@@ -396,12 +506,12 @@ impl StateMachine for Machine {
 
     fn snapshot(&mut self) -> Result<Box<dyn SnapshotSource>, MachineError> {
         let tables = &self.shared.tables;
-        Ok(Box::new(Source(tables.engine.snapshot()?.export(&tables.all()))))
+        Ok(Box::new(Source(tables.engine.snapshot()?.export(tables.all()))))
     }
 
     fn receive(&mut self) -> Result<Box<dyn SnapshotSink>, MachineError> {
         let tables = &self.shared.tables;
-        Ok(Box::new(Sink(tables.engine.import(&tables.all())?)))
+        Ok(Box::new(Sink(tables.engine.import(tables.all())?)))
     }
 
     fn restore(&mut self, index: u64, sink: Box<dyn SnapshotSink>) -> Result<(), MachineError> {
@@ -412,19 +522,30 @@ impl StateMachine for Machine {
         let tables = &self.shared.tables;
         // Readers wait: what they fetch must fit the index that they looked at.
         let mut store = self.shared.store_mut();
+        let pause = self.shared.reclaimer.pause();
         sink.0.finish()?;
         #[cfg(feature = "planted-bugs")]
         let planted = store.planted();
-        let (restored, applied) = load(tables)?;
+        let Loaded {
+            store: restored,
+            stamp,
+        } = load(tables)?;
+        let applied = stamp.index;
         if applied != index {
             return Err(format!("the snapshot of entry {index} holds the state of entry {applied}").into());
         }
         let revision = restored.revision();
         *self.shared.members_mut() = tables.members()?;
         self.shared.auth.replace(restored.auth(), index);
+        self.shared
+            .stored_bytes
+            .store(restored.storage().stored_bytes(), Ordering::Relaxed);
+        *self.shared.digests() = Digests::new(stamp);
+        self.shared.reclaimer.reload()?;
         *store = restored;
         #[cfg(feature = "planted-bugs")]
         store.plant(planted);
+        drop(pause);
         drop(store);
         self.applied = applied;
         self.shared.ring_mut().clear(revision);

@@ -2,8 +2,10 @@
 
 use std::{pin::Pin, sync::Arc};
 
-use chainfire_client::wire::etcdserverpb::{self as pb, maintenance_server::Maintenance};
-use chainfire_core::OpError;
+use chainfire_client::wire::etcdserverpb::{
+    self as pb, alarm_request::AlarmAction, maintenance_server::Maintenance,
+};
+use chainfire_core::{Alarm, AlarmKind, OpError};
 use raft_host::TransferError;
 use tokio::sync::Semaphore;
 use tokio_stream::Stream;
@@ -11,7 +13,10 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     auth::Credential,
+    convert,
+    hash::{NoHash, hash_all, hash_kv},
     node::{GROUP, Node, status},
+    record::{LogBody, ReplyBody},
     snapshot,
 };
 
@@ -30,6 +35,23 @@ impl MaintenanceService {
         let snapshots = Arc::new(Semaphore::new(snapshot::MAX_STREAMS));
         MaintenanceService { node, snapshots }
     }
+
+    /// The alarms that are on. A full disk is known to its own member only, and shown there.
+    fn alarms(&self) -> Vec<Alarm> {
+        let mut alarms: Vec<Alarm> = self.node.shared.store().alarms().iter().collect();
+        let own = Alarm {
+            kind: AlarmKind::NoSpace,
+            member: self.node.id,
+        };
+        if self.node.disk_full() && !alarms.contains(&own) {
+            alarms.push(own);
+        }
+        alarms
+    }
+}
+
+fn bytes(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 #[tonic::async_trait]
@@ -37,18 +59,34 @@ impl Maintenance for MaintenanceService {
     async fn alarm(&self, request: Request<pb::AlarmRequest>) -> Result<Response<pb::AlarmResponse>, Status> {
         let credential = Credential::of(&request);
         let caller = self.node.caller(&credential).await.map_err(status)?;
-        if request.get_ref().action() == pb::alarm_request::AlarmAction::Get {
-            caller.known().map_err(status)?;
-        } else {
-            caller.administer().map_err(status)?;
-        }
-        // Alarms here are conditions, not switches: they go when the cause goes, so setting them does nothing.
-        let full = self.node.check_space().is_err();
-        let alarm = pb::AlarmMember {
-            member_id: self.node.id,
-            alarm: pb::AlarmType::Nospace.into(),
+        let message = request.into_inner();
+        let kind = convert::alarm_kind(message.alarm);
+        let alarms = match (AlarmAction::try_from(message.action), kind) {
+            (Ok(AlarmAction::Get), kind) => {
+                caller.known().map_err(status)?;
+                self.node.read_barrier().await.map_err(status)?;
+                let wanted = |alarm: &Alarm| kind.is_none_or(|kind| kind == alarm.kind);
+                self.alarms()
+                    .into_iter()
+                    .filter(wanted)
+                    .map(convert::alarm)
+                    .collect()
+            }
+            (Ok(AlarmAction::Activate | AlarmAction::Deactivate), Some(_)) => {
+                caller.administer().map_err(status)?;
+                match self
+                    .node
+                    .propose(caller.by(), LogBody::Alarm(message))
+                    .await
+                    .map_err(status)?
+                {
+                    ReplyBody::Alarms(reply) => reply.alarms,
+                    _ => return Err(Status::internal("the state machine answered another question")),
+                }
+            }
+            // As in etcd, no alarm is named, so none changes.
+            (Ok(AlarmAction::Activate | AlarmAction::Deactivate), None) | (Err(_), _) => Vec::new(),
         };
-        let alarms = full.then_some(alarm).into_iter().collect();
         Ok(Response::new(pb::AlarmResponse {
             header: self.node.header(),
             alarms,
@@ -68,14 +106,21 @@ impl Maintenance for MaintenanceService {
             .status(GROUP)
             .await
             .ok_or_else(|| status(OpError::Stopped))?;
-        let engine_bytes = self.node.shared.tables.engine.disk_bytes().unwrap_or(0);
-        let db_size = i64::try_from(engine_bytes).unwrap_or(i64::MAX);
+        let db_size = bytes(self.node.shared.tables.engine.disk_bytes().unwrap_or(0));
         let mut errors = Vec::new();
         if raft.leader.leader.is_none() {
             errors.push(OpError::NoLeader.text().to_owned());
         }
-        if self.node.check_space().is_err() {
+        if self.node.disk_full() {
             errors.push("NOSPACE: the disk is full".to_owned());
+        }
+        for alarm in self.node.shared.store().alarms().iter().map(convert::alarm) {
+            // As etcd prints it.
+            errors.push(format!(
+                "memberID:{} alarm:{} ",
+                alarm.member_id,
+                alarm.alarm().as_str_name()
+            ));
         }
         Ok(Response::new(pb::StatusResponse {
             header: self.node.header(),
@@ -86,13 +131,13 @@ impl Maintenance for MaintenanceService {
             raft_term: raft.leader.term,
             raft_applied_index: raft.applied,
             errors,
-            db_size_in_use: db_size,
+            db_size_in_use: bytes(self.node.shared.live_bytes()),
             is_learner: raft
                 .membership
                 .get(self.node.id)
                 .is_some_and(|member| member.learner),
             storage_version: String::new(),
-            db_size_quota: 0,
+            db_size_quota: bytes(self.node.config.quota_bytes),
             downgrade_info: None,
         }))
     }
@@ -118,24 +163,16 @@ impl Maintenance for MaintenanceService {
         let caller = self.node.caller(&credential).await.map_err(status)?;
         caller.administer().map_err(status)?;
         let wanted = request.into_inner().revision;
-        let (now, compacted) = {
-            let store = self.node.shared.store();
-            (store.revision(), store.compacted())
-        };
-        if wanted > now {
-            return Err(status(OpError::FutureRevision));
-        }
-        if wanted > 0 && wanted < compacted {
-            return Err(status(OpError::Compacted));
-        }
-        let until = if wanted > 0 { wanted } else { now };
-        let (hash, compact_revision) = self.node.hash(until).await?;
-        let header = self.node.header();
+        let hashed = self.node.hash(move |tables| hash_kv(tables, wanted)).await?;
+        let hashed = hashed.map_err(|none| match none {
+            NoHash::Future => status(OpError::FutureRevision),
+            NoHash::Compacted => status(OpError::Compacted),
+        })?;
         Ok(Response::new(pb::HashKvResponse {
-            header,
-            hash,
-            compact_revision,
-            hash_revision: until,
+            header: self.node.header(),
+            hash: hashed.hash,
+            compact_revision: hashed.compacted,
+            hash_revision: hashed.revision,
         }))
     }
 
@@ -161,8 +198,15 @@ impl Maintenance for MaintenanceService {
         }
     }
 
-    async fn hash(&self, _request: Request<pb::HashRequest>) -> Result<Response<pb::HashResponse>, Status> {
-        Err(Status::unimplemented("not served yet"))
+    async fn hash(&self, request: Request<pb::HashRequest>) -> Result<Response<pb::HashResponse>, Status> {
+        let credential = Credential::of(&request);
+        let caller = self.node.caller(&credential).await.map_err(status)?;
+        caller.known().map_err(status)?;
+        let hashed = self.node.hash(hash_all).await?;
+        Ok(Response::new(pb::HashResponse {
+            header: self.node.header_at(hashed.revision),
+            hash: hashed.hash,
+        }))
     }
 
     async fn downgrade(

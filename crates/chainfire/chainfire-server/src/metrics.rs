@@ -63,11 +63,7 @@ pub(crate) async fn run(node: &Node, health: &Health, reporter: &HealthReporter)
             "Slowest of the last 128 log syncs, microseconds",
             shown.fsync_worst_us,
         );
-        registry.register(
-            "keys",
-            "Keys in the index, deleted and not yet compacted ones included",
-            shown.keys,
-        );
+        registry.register("keys", "Live keys", shown.keys);
         registry.register("leases", "Leases", shown.leases);
         registry.register(
             "is_learner",

@@ -10,7 +10,7 @@ use std::{
 };
 
 use chainfire_client::wire::etcdserverpb as pb;
-use chainfire_core::{Code, OpError, Range, RangeOutcome, auth::By, storage::RevisionReader};
+use chainfire_core::{AlarmKind, Code, OpError, Range, RangeOutcome, auth::By, storage::RevisionReader};
 use hearth_service::tasks::Tasks;
 use prost::Message;
 use raft_host::{GroupId, HostHandle, LeaderInfo, Membership, NodeId, ProposeError, ReadError, Role};
@@ -26,6 +26,7 @@ use crate::{
     machine::Shared,
     outbox::Peers,
     record::{LogBody, LogRecord, ReplyBody, ReplyRecord},
+    tables::{StorageError, Tables},
 };
 
 /// Chainfire is one Raft group.
@@ -162,7 +163,7 @@ impl Node {
         for _ in 0..MAX_REPLANS {
             let plan = self.shared.store().plan(range).map_err(status)?;
             let tables = self.shared.tables.clone();
-            let fetched = if plan.len() <= INLINE_PAIRS {
+            let fetched = if plan.cost() <= INLINE_PAIRS {
                 plan.fetch(&tables)
             } else {
                 tokio::task::spawn_blocking(move || plan.fetch(&tables))
@@ -223,13 +224,23 @@ impl Node {
         }
     }
 
-    /// Refuses what would fill the last of the disk.
+    /// Refuses what would fill the last of the disk or go beyond the quota. What the alarm refuses is refused when it is
+    /// applied, too; here it saves the way through the log, and no writer gets far ahead of the alarm.
     pub(crate) fn check_space(&self) -> Result<(), OpError> {
-        if self.no_space.load(Ordering::Relaxed) {
-            Err(OpError::NoSpace)
-        } else {
-            Ok(())
-        }
+        let full = self.disk_full()
+            || self.shared.live_bytes() > self.config.quota_bytes
+            || self
+                .shared
+                .store()
+                .alarms()
+                .iter()
+                .any(|alarm| alarm.kind == AlarmKind::NoSpace);
+        if full { Err(OpError::NoSpace) } else { Ok(()) }
+    }
+
+    /// Whether the disk under the data folder is nearly full.
+    pub(crate) fn disk_full(&self) -> bool {
+        self.no_space.load(Ordering::Relaxed)
     }
 
     /// Looks at free space until the stop.
@@ -256,15 +267,27 @@ impl Node {
         }
     }
 
-    /// A checksum of the local state up to `revision`; it reads all of it.
-    pub(crate) async fn hash(&self, revision: i64) -> Result<(u32, i64), Status> {
-        let shared = self.shared.clone();
-        let hashed = tokio::task::spawn_blocking(move || {
-            let store = shared.store();
-            (store.hash(revision), store.compacted())
-        });
-        let (hash, compacted) = hashed.await.map_err(|_| status(OpError::Stopped))?;
-        Ok((hash.map_err(|error| storage_status(&error))?, compacted))
+    /// Computes a checksum of the local state, which reads all of it, on a thread that may block.
+    pub(crate) async fn hash<T: Send + 'static>(
+        &self,
+        hash: impl FnOnce(&Tables) -> Result<T, StorageError> + Send + 'static,
+    ) -> Result<T, Status> {
+        let tables = self.shared.tables.clone();
+        tokio::task::spawn_blocking(move || hash(&tables))
+            .await
+            .map_err(|_| status(OpError::Stopped))?
+            .map_err(|error| storage_status(&error))
+    }
+
+    /// Waits until the space that a compaction frees is given back on this member.
+    pub(crate) async fn reclaimed(&self, compacted: i64) -> Result<(), OpError> {
+        let mut done = self.shared.reclaimer.done();
+        tokio::select! {
+            reached = done.wait_for(|done| *done >= compacted) => {
+                reached.map(|_| ()).map_err(|_| OpError::Stopped)
+            }
+            () = self.tasks.stopping() => Err(OpError::Stopped),
+        }
     }
 }
 
@@ -274,17 +297,16 @@ pub(crate) fn storage_status<E: std::error::Error>(error: &E) -> Status {
     status(OpError::Corrupt)
 }
 
-/// Reads the event at a point; used by watchers.
-pub(crate) fn previous<R>(
+/// The pair that an event replaced: what a watcher calls `prev_kv`. One read of storage, without the store's lock (but to
+/// ask what is compacted). `None` where there was none, and where compaction has forgotten it: as in etcd, the pair before
+/// an event at the compacted revision is gone.
+pub(crate) fn previous(
     shared: &Shared,
-    reader: &R,
-    key: &[u8],
-    before: i64,
-) -> Result<Option<chainfire_core::KeyValue>, R::Error>
-where
-    R: RevisionReader,
-{
-    let version = shared.store().index().at(key, before - 1);
-    let Some(version) = version else { return Ok(None) };
-    Ok(reader.get(version.at)?.map(|event| event.kv))
+    event: &chainfire_core::Event,
+) -> Result<Option<chainfire_core::KeyValue>, StorageError> {
+    let Some(at) = event.prev else { return Ok(None) };
+    if event.kv.mod_revision <= shared.store().compacted() {
+        return Ok(None);
+    }
+    Ok(shared.tables.get(at)?.map(|event| event.kv))
 }

@@ -20,7 +20,7 @@ use crate::{
     wire::{
         ChangeMembersReply, ChangeMembersRequest, Delivered, Frame, HelloReply, HelloRequest, JoinReply,
         JoinRequest, LeaseRemainingReply, LeaseRemainingRequest, RenewLeaseReply, RenewLeaseRequest,
-        RenewLeasesReply, RenewLeasesRequest, Sender, peer_server::Peer,
+        RenewLeasesReply, RenewLeasesRequest, Sender, StateHashReply, StateHashRequest, peer_server::Peer,
     },
 };
 
@@ -192,5 +192,22 @@ impl Peer for PeerService {
             }
         };
         Ok(Response::new(change::to_reply(outcome)))
+    }
+
+    async fn state_hash(
+        &self,
+        request: Request<StateHashRequest>,
+    ) -> Result<Response<StateHashReply>, Status> {
+        check_member(&request)?;
+        let stamp = self
+            .node
+            .shared
+            .stamp(request.into_inner().index)
+            .ok_or_else(|| Status::not_found("the hash of this index is forgotten"))?;
+        Ok(Response::new(StateHashReply {
+            index: stamp.index,
+            since: stamp.since,
+            hash: stamp.digest.value(),
+        }))
     }
 }

@@ -5,7 +5,7 @@
 //! ```
 
 use chainfire_client::wire::etcdserverpb as pb;
-use chainfire_core::{KeyRange, KeyValue, OpError, Range, SortOrder, SortTarget, check};
+use chainfire_core::{KeyRange, KeyValue, OpError, Range, RangeOutcome, SortOrder, SortTarget, check};
 use hearth_service::tasks::Kind;
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, wrappers::ReceiverStream};
@@ -116,11 +116,9 @@ struct Answer<'a> {
 impl Answer<'_> {
     async fn next(&mut self) -> Result<(pb::RangeStreamResponse, bool), Status> {
         if self.range.count_only {
-            let store = self.node.shared.store();
-            let count = store.count(&self.range.keys, self.revision).map_err(status)?;
-            self.header = store.revision();
-            drop(store);
-            return Ok((self.last(Vec::new(), false, count), true));
+            let counted = self.count(self.range.keys.clone()).await?;
+            self.header = counted.revision;
+            return Ok((self.last(Vec::new(), false, counted.count), true));
         }
         let (kvs, more) = self.page().await?;
         let pairs = u64::try_from(kvs.len()).unwrap_or(u64::MAX);
@@ -137,12 +135,21 @@ impl Answer<'_> {
             return Ok((piece(reply), false));
         }
         let unsent = if more {
-            let store = self.node.shared.store();
-            store.count(&self.rest, self.revision).map_err(status)?
+            self.count(self.rest.clone()).await?.count
         } else {
             0
         };
         Ok((self.last(kvs, more, self.sent + unsent), true))
+    }
+
+    /// How many keys of a range there are at the revision of the answer.
+    async fn count(&self, keys: KeyRange) -> Result<RangeOutcome, Status> {
+        let range = Range {
+            count_only: true,
+            revision: self.revision,
+            ..Range::of(keys)
+        };
+        self.node.read(&range).await
     }
 
     /// The next pairs, read on a thread that may block.

@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use chainfire_client::wire::etcdserverpb as pb;
-use chainfire_core::{Event, EventKind, KeyValue, OpError, Point, error};
+use chainfire_core::{Event, EventKind, KeyValue, OpError, Point, Version, error};
 
 use crate::{
     auth::record::{AuthRecord, CallerRecord},
@@ -13,7 +13,7 @@ use crate::{
 /// A command in the log.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct LogRecord {
-    #[prost(oneof = "LogBody", tags = "1, 2, 3, 4, 5, 6, 7, 9, 10, 11")]
+    #[prost(oneof = "LogBody", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
     pub(crate) body: Option<LogBody>,
     #[prost(message, optional, tag = "20")]
     pub(crate) caller: Option<CallerRecord>,
@@ -35,13 +35,22 @@ pub(crate) enum LogBody {
     Revoke(pb::LeaseRevokeRequest),
     #[prost(message, tag = "7")]
     Expire(ExpireLeases),
+    #[prost(message, tag = "8")]
+    Alarm(pb::AlarmRequest),
     #[prost(message, tag = "10")]
     Checkpoint(CheckpointLeases),
     #[prost(message, tag = "11")]
     Members(MembersEntry),
     #[prost(message, tag = "9")]
     Auth(AuthRecord),
+    /// The running hash begins anew here on every member (see [`crate::agreement`]).
+    #[prost(message, tag = "12")]
+    RestartDigest(RestartDigest),
 }
+
+/// Nothing but the place of its entry.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub(crate) struct RestartDigest {}
 
 /// Leases that ran out by the clock of the leader of `term`. In another term it is void: the next leader has given
 /// every lease its full time again.
@@ -85,7 +94,7 @@ pub(crate) fn value_lease(value: &[u8]) -> Option<(i64, i64)> {
 /// The state machine's answer, from the Raft thread to the waiting call of the same process; never stored.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct ReplyRecord {
-    #[prost(oneof = "ReplyBody", tags = "1, 2, 3, 4, 5, 6, 15")]
+    #[prost(oneof = "ReplyBody", tags = "1, 2, 3, 4, 5, 6, 7, 15")]
     pub(crate) body: Option<ReplyBody>,
 }
 
@@ -105,6 +114,8 @@ pub(crate) enum ReplyBody {
     /// Done; the store's revision afterwards.
     #[prost(int64, tag = "6")]
     Done(i64),
+    #[prost(message, tag = "7")]
+    Alarms(pb::AlarmResponse),
     #[prost(message, tag = "15")]
     Token(TokenReply),
 }
@@ -150,6 +161,11 @@ pub(crate) struct EventRecord {
     pub(crate) version: i64,
     #[prost(int64, tag = "5")]
     pub(crate) lease: i64,
+    /// Where the version that it replaced stands; 0: there was none.
+    #[prost(int64, tag = "6")]
+    pub(crate) prev_main: i64,
+    #[prost(uint32, tag = "7")]
+    pub(crate) prev_sub: u32,
 }
 
 impl EventRecord {
@@ -160,6 +176,8 @@ impl EventRecord {
             create_revision: event.kv.create_revision,
             version: event.kv.version,
             lease: event.kv.lease,
+            prev_main: event.prev.map_or(0, |at| at.main),
+            prev_sub: event.prev.map_or(0, |at| at.sub),
         }
     }
 
@@ -169,6 +187,10 @@ impl EventRecord {
         } else {
             EventKind::Put
         };
+        let prev = (self.prev_main != 0).then_some(Point {
+            main: self.prev_main,
+            sub: self.prev_sub,
+        });
         let kv = KeyValue {
             key: self.key,
             create_revision: self.create_revision,
@@ -177,7 +199,83 @@ impl EventRecord {
             value: self.value,
             lease: self.lease,
         };
-        Event { kind, kv }
+        Event { kind, kv, prev }
+    }
+}
+
+/// The current version of a live key, in keyspace `keys`, under the key itself.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub(crate) struct KeyRecord {
+    #[prost(int64, tag = "1")]
+    pub(crate) main: i64,
+    #[prost(uint32, tag = "2")]
+    pub(crate) sub: u32,
+    #[prost(int64, tag = "3")]
+    pub(crate) create_revision: i64,
+    #[prost(int64, tag = "4")]
+    pub(crate) version: i64,
+    #[prost(int64, tag = "5")]
+    pub(crate) lease: i64,
+}
+
+impl KeyRecord {
+    pub(crate) fn of(version: &Version) -> KeyRecord {
+        KeyRecord {
+            main: version.at.main,
+            sub: version.at.sub,
+            create_revision: version.create_revision,
+            version: version.version,
+            lease: version.lease,
+        }
+    }
+
+    pub(crate) fn version(self) -> Version {
+        Version {
+            at: Point {
+                main: self.main,
+                sub: self.sub,
+            },
+            create_revision: self.create_revision,
+            version: self.version,
+            lease: self.lease,
+        }
+    }
+}
+
+/// A version of a key, in keyspace `history`, under [`crate::layout::history_key`].
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub(crate) struct HistoryRecord {
+    #[prost(int64, tag = "1")]
+    pub(crate) create_revision: i64,
+    /// 0: a deletion.
+    #[prost(int64, tag = "2")]
+    pub(crate) version: i64,
+    #[prost(int64, tag = "3")]
+    pub(crate) lease: i64,
+    #[prost(fixed32, tag = "4")]
+    pub(crate) value_crc: u32,
+    #[prost(uint32, tag = "5")]
+    pub(crate) value_bytes: u32,
+}
+
+impl HistoryRecord {
+    pub(crate) fn of(event: &Event) -> HistoryRecord {
+        HistoryRecord {
+            create_revision: event.kv.create_revision,
+            version: event.kv.version,
+            lease: event.kv.lease,
+            value_crc: crc32fast::hash(&event.kv.value),
+            value_bytes: u32::try_from(event.kv.value.len()).unwrap_or(u32::MAX),
+        }
+    }
+
+    pub(crate) fn version(self, at: Point) -> Version {
+        Version {
+            at,
+            create_revision: self.create_revision,
+            version: self.version,
+            lease: self.lease,
+        }
     }
 }
 
@@ -190,58 +288,57 @@ pub(crate) struct MetaRecord {
     pub(crate) revision: i64,
     #[prost(int64, tag = "3")]
     pub(crate) compacted: i64,
+    /// Which keyspaces are complete; see [`crate::migrate::LAYOUT`].
+    #[prost(uint32, tag = "4")]
+    pub(crate) layout: u32,
+    /// Logical bytes of all events ever stored; those of [`ReclaimRecord::freed_bytes`] are gone again.
+    #[prost(uint64, tag = "5")]
+    pub(crate) stored_bytes: u64,
+    /// Running hash after `applied`.
+    #[prost(fixed64, tag = "6")]
+    pub(crate) digest: u64,
+    /// Log index after which the running hash began; hashes are comparable only where this is the same.
+    #[prost(uint64, tag = "7")]
+    pub(crate) digest_since: u64,
+    #[prost(message, repeated, tag = "8")]
+    pub(crate) alarms: Vec<AlarmRecord>,
 }
 
-/// Key of the only record in keyspace `meta`.
+/// An alarm that is on.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub(crate) struct AlarmRecord {
+    /// As in etcd's `AlarmType`.
+    #[prost(int32, tag = "1")]
+    pub(crate) kind: i32,
+    #[prost(uint64, tag = "2")]
+    pub(crate) member: u64,
+}
+
+/// Key of a [`MetaRecord`] in keyspace `meta`.
 pub(crate) const META_KEY: &[u8] = b"state";
 
-/// Key of a change: sorts as the point does.
-pub(crate) fn point_key(at: Point) -> [u8; 12] {
-    let mut key = [0; 12];
-    let (main, sub) = key.split_at_mut(8);
-    main.copy_from_slice(&at.main.to_be_bytes());
-    sub.copy_from_slice(&at.sub.to_be_bytes());
-    key
+/// How far the reclaiming of space is, in keyspace `meta` under [`RECLAIM_KEY`], written with every batch of it.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub(crate) struct ReclaimRecord {
+    /// Compacted revision whose space is completely given back.
+    #[prost(int64, tag = "1")]
+    pub(crate) done: i64,
+    /// Where the walk through `revisions` goes on.
+    #[prost(int64, tag = "2")]
+    pub(crate) next_main: i64,
+    #[prost(uint32, tag = "3")]
+    pub(crate) next_sub: u32,
+    /// Logical bytes given back ever.
+    #[prost(uint64, tag = "4")]
+    pub(crate) freed_bytes: u64,
 }
 
-/// The point of a key.
-pub(crate) fn key_point(key: &[u8]) -> Option<Point> {
-    let (main, rest) = key.split_first_chunk::<8>()?;
-    let sub: [u8; 4] = rest.try_into().ok()?;
-    Some(Point {
-        main: i64::from_be_bytes(*main),
-        sub: u32::from_be_bytes(sub),
-    })
-}
+/// Key of a [`ReclaimRecord`].
+pub(crate) const RECLAIM_KEY: &[u8] = b"reclaim";
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn keys_of_points_sort_and_come_back() {
-        let points = [(1, 0), (1, 1), (1, 256), (2, 0), (300, 0), (i64::MAX, u32::MAX)];
-        let keys: Vec<[u8; 12]> = points
-            .iter()
-            .map(|(main, sub)| {
-                point_key(Point {
-                    main: *main,
-                    sub: *sub,
-                })
-            })
-            .collect();
-        assert!(keys.is_sorted());
-        for ((main, sub), key) in points.iter().zip(&keys) {
-            assert_eq!(
-                key_point(key),
-                Some(Point {
-                    main: *main,
-                    sub: *sub
-                })
-            );
-        }
-        assert_eq!(key_point(b"short"), None);
-    }
 
     #[test]
     fn leases_are_read_as_any_release_wrote_them() {

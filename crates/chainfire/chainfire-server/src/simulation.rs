@@ -17,10 +17,12 @@ use raft_host::{LeaderInfo, StateMachine};
 use crate::{
     clock::Clock,
     convert,
+    hash::hash_all,
     leading::Due,
     machine::{Machine, Shared},
+    node::previous,
     record::{CheckpointLeases, ExpireLeases, LogBody, LogRecord, ReplyBody, ReplyRecord},
-    storage::StorageError,
+    tables::StorageError,
 };
 
 /// Memory for recent changes: so little that watchers often have to read storage.
@@ -181,8 +183,9 @@ impl Member {
 
     /// Checksum of everything that is replicated.
     pub fn digest(&self) -> Result<u64, String> {
+        let hashed = hash_all(&self.shared.tables).map_err(|e| e.to_string())?;
         let store = self.shared.store();
-        let mut digest = u64::from(store.hash(0).map_err(|e| e.to_string())?);
+        let mut digest = u64::from(hashed.hash);
         let mut mix = |number: u64| digest = (digest ^ number).wrapping_mul(0x0100_0000_01B3).rotate_left(17);
         mix(store.revision().cast_unsigned());
         mix(store.compacted().cast_unsigned());
@@ -197,6 +200,17 @@ impl Member {
                 .for_each(|byte| mix(u64::from(*byte)));
         }
         Ok(digest)
+    }
+
+    /// The running hash over everything applied up to a log index, if it is remembered.
+    pub fn state_hash(&self, index: u64) -> Option<u64> {
+        let stamp = self.shared.stamp(index)?;
+        (stamp.index == index).then(|| stamp.digest.value())
+    }
+
+    /// Takes one step of giving space back after a compaction; false when there is nothing to do.
+    pub fn reclaim(&self) -> Result<bool, String> {
+        self.shared.reclaimer.step().map_err(|e| e.to_string())
     }
 
     /// Answers a range from the local state; a linearizable one after a barrier.
@@ -341,14 +355,6 @@ impl Source for Member {
     }
 
     fn before(&self, event: &Event) -> Result<Option<KeyValue>, ReadError> {
-        let version = self
-            .shared
-            .store()
-            .index()
-            .at(&event.kv.key, event.kv.mod_revision - 1);
-        match version {
-            Some(version) => Ok(self.shared.tables.get(version.at)?.map(|event| event.kv)),
-            None => Ok(None),
-        }
+        Ok(previous(&self.shared, event)?)
     }
 }

@@ -22,7 +22,7 @@ use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 
 use crate::{
-    Config, ConfigProblem,
+    Config, ConfigProblem, agreement,
     auth::{AuthService, Hasher, TokenConfig, TokenConfigProblem, TokenProvider},
     backups,
     cluster::ClusterService,
@@ -47,8 +47,8 @@ use crate::{
     outbox::{MAX_FRAME_BYTES, Outbox, Peers},
     oversize,
     peers::{MEMBER_IDENTITY, PeerService},
-    probes,
-    storage::StorageError,
+    probes, quota, reclaim,
+    tables::StorageError,
     watch::{Hub, HubLimits, WatchService},
     wire::{Sender, peer_server::PeerServer},
 };
@@ -420,6 +420,28 @@ fn supervise(tasks: &Tasks, node: &Node, health: &Health, reporter: &HealthRepor
     tasks.spawn("disk space", Kind::Critical, async move {
         watcher.watch_space().await;
         Ok(())
+    });
+    let (comparer, stop) = (node.clone(), tasks.clone());
+    tasks.spawn("state hash", Kind::Critical, async move {
+        tokio::select! {
+            () = stop.stopping() => Ok(()),
+            diverged = agreement::run(&comparer) => Err(diverged.into()),
+        }
+    });
+    let (counter, stop) = (node.clone(), tasks.clone());
+    tasks.spawn("quota", Kind::Critical, async move {
+        tokio::select! {
+            () = stop.stopping() => {}
+            () = quota::run(&counter) => {}
+        }
+        Ok(())
+    });
+    let (worker, stop) = (node.clone(), tasks.clone());
+    tasks.spawn("reclaim", Kind::Critical, async move {
+        tokio::select! {
+            () = stop.stopping() => Ok(()),
+            Err(error) = reclaim::run(&worker) => Err(error.into()),
+        }
     });
     let (compactor, stop) = (node.clone(), tasks.clone());
     tasks.spawn("history", Kind::Critical, async move {

@@ -176,7 +176,9 @@ impl Auth {
                 self.known(by)?;
                 self.may_end_lease(by, leases, *id)
             }
-            Command::LeaseExpire { .. } | Command::LeaseCheckpoint { .. } => self.may_administer(by),
+            Command::LeaseExpire { .. } | Command::LeaseCheckpoint { .. } | Command::Alarm(_) => {
+                self.may_administer(by)
+            }
             // Whoever asks for a token has none yet.
             Command::Auth(AuthCommand::Authenticate { .. }) => Ok(()),
             Command::Auth(_) => self.may_administer(by),

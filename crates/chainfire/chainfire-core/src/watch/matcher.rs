@@ -314,6 +314,7 @@ mod tests {
                 key: Bytes::copy_from_slice(&[*key]),
                 ..KeyValue::default()
             },
+            prev: None,
         });
         Change {
             revision,

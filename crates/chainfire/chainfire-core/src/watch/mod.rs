@@ -70,6 +70,7 @@ mod tests {
                 key: Bytes::from_static(key.as_bytes()),
                 ..KeyValue::default()
             },
+            prev: None,
         }
     }
 

@@ -92,6 +92,7 @@ mod tests {
                 key: Bytes::from_static(b"k"),
                 ..KeyValue::default()
             },
+            prev: None,
         }
     }
 

@@ -12,7 +12,7 @@ use chainfire_core::OpError;
 use prost::Message;
 use raft_host::{Membership, NodeId};
 
-use crate::storage::StorageError;
+use crate::tables::StorageError;
 
 /// What this release understands. A release with a new kind of log entry raises it by one; entries of that kind are
 /// proposed only when the cluster's level is as high.

@@ -102,7 +102,7 @@ pub struct BackupInfo {
 
 /// Checks a backup from end to end.
 pub fn check_backup(path: &Path) -> Result<BackupInfo, BackupError> {
-    let mut check = crate::storage::RecordCheck::default();
+    let mut check = crate::record_check::RecordCheck::default();
     let info = read_backup(path, |exported| {
         let pairs = exported.pairs.iter();
         pairs

@@ -13,7 +13,7 @@ use crate::{
     machine::{ENGINE, Machine, RING_BYTES},
     members::begin::{LOG_DIR, STATE_DIR},
     node::GROUP,
-    storage::Tables,
+    tables::Tables,
 };
 
 /// The first entry that there can be in a new cluster's log (`raft-host` begins there); all states begin with it.
@@ -48,7 +48,7 @@ impl<'a> Build<'a> {
     pub(super) fn copy_of(&self, other: &Tables) -> Result<(), OfflineError> {
         let failed = |error: &dyn std::fmt::Display| OfflineError::state(self.member(), error);
         let snapshot = other.engine.snapshot().map_err(|error| failed(&error))?;
-        let mut export = snapshot.export(&other.all());
+        let mut export = snapshot.export(other.all());
         let mut reader = ExportReader::default();
         while let Some(piece) = export.next_chunk(COPY_BYTES).map_err(|error| failed(&error))? {
             for exported in reader.feed(&piece).map_err(|error| failed(&error))? {

@@ -17,7 +17,7 @@ use crate::{
     machine::ENGINE,
     members::begin::{LOG_DIR, STATE_DIR},
     node::GROUP,
-    storage::Tables,
+    tables::Tables,
 };
 
 /// Whether a folder can be recovered from.

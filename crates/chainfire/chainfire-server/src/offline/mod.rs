@@ -33,7 +33,7 @@ use raft_host::OpenError;
 pub use recover::{RecoverOptions, Recovered, recover};
 pub use restore::{RestoreOptions, Restored, restore};
 
-use crate::{ConfigProblem, storage::StorageError};
+use crate::{ConfigProblem, tables::StorageError};
 
 /// How far revisions jump unless told otherwise: more than any cluster writes between two backups that matter.
 pub const DEFAULT_BUMP: u32 = 1_000_000;
@@ -154,7 +154,7 @@ impl OfflineError {
     fn storage(member: &str, error: &StorageError) -> OfflineError {
         match error {
             StorageError::Engine(engine) => OfflineError::engine(member, engine),
-            StorageError::Record { .. } => OfflineError::state(member, error),
+            StorageError::Record { .. } | StorageError::Layout { .. } => OfflineError::state(member, error),
         }
     }
 

@@ -2,12 +2,10 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
-use chainfire_core::KeyRange;
 use raft_host::Membership;
 
 use super::format::{BackupHeader, BackupMember, Picture};
-use crate::{machine::Shared, storage::StorageError};
+use crate::{machine::Shared, tables::StorageError};
 
 /// Who makes a picture.
 pub(crate) struct Maker {
@@ -24,10 +22,8 @@ pub(crate) fn take(shared: &Shared, maker: Maker) -> Result<Picture, StorageErro
     let store = shared.store();
     // The writer commits under the store's lock: what the store says and what the engine holds is one moment.
     let snapshot = shared.tables.engine.snapshot()?;
-    // etcd's way to say "from the first key on".
-    let everything = KeyRange::new(Bytes::from_static(b"\0"), Bytes::from_static(b"\0"));
     let (revision, compacted) = (store.revision(), store.compacted());
-    let keys = store.index().range(&everything, i64::MAX).count();
+    let keys = store.index().len();
     let leases = store.leases().len();
     drop(store);
     let applied = shared.tables.meta_in(&snapshot)?.map_or(0, |meta| meta.applied);
@@ -55,6 +51,6 @@ pub(crate) fn take(shared: &Shared, maker: Maker) -> Result<Picture, StorageErro
     Ok(Picture {
         header,
         snapshot,
-        keyspaces: shared.tables.all(),
+        keyspaces: shared.tables.all().to_vec(),
     })
 }

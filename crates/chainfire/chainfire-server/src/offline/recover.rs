@@ -19,7 +19,7 @@ use crate::{
     Config, incarnation,
     members::{begin::LOG_DIR, identity::MemberFile},
     node::GROUP,
-    storage::Tables,
+    tables::Tables,
 };
 
 /// The survivor's log, copied, within the folder under construction.

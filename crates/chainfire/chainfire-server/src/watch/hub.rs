@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::reader::Reader;
-use crate::{machine::Shared, storage::StorageError};
+use crate::{machine::Shared, tables::StorageError};
 
 /// Streams that read a page from storage at once; the others wait in turn.
 const CATCH_UPS: usize = 2;

@@ -7,7 +7,7 @@ use chainfire_core::{
     watch::{Change, Page, Source},
 };
 
-use crate::{machine::Shared, node::previous, storage::StorageError};
+use crate::{machine::Shared, node::previous, tables::StorageError};
 
 /// Changes taken from the ring at a time.
 const RING_PAGE: usize = 256;
@@ -68,8 +68,7 @@ impl Source for Reader {
     }
 
     fn before(&self, event: &Event) -> Result<Option<KeyValue>, StorageError> {
-        let (key, revision) = (&event.kv.key, event.kv.mod_revision);
-        previous(&self.shared, &self.shared.tables, key, revision)
+        previous(&self.shared, event)
     }
 }
 

@@ -30,7 +30,7 @@ use super::{
 use crate::{
     auth::{Caller, Credential},
     node::{Node, status, storage_status},
-    storage::StorageError,
+    tables::StorageError,
 };
 
 /// Watchers on one stream.

@@ -60,6 +60,13 @@ impl Member {
         self.child.as_ref().unwrap().id()
     }
 
+    /// Whether its process has not ended.
+    pub fn is_running(&mut self) -> bool {
+        self.child
+            .as_mut()
+            .is_some_and(|child| child.try_wait().unwrap().is_none())
+    }
+
     pub fn start(&mut self) {
         let log = std::fs::File::options()
             .create(true)
