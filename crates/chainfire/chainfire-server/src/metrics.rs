@@ -22,6 +22,8 @@ struct Gauges {
     is_leader: Gauge<i64, AtomicI64>,
     raft_applied: Gauge<i64, AtomicI64>,
     raft_log_bytes: Gauge<i64, AtomicI64>,
+    fsync_p50_us: Gauge<i64, AtomicI64>,
+    fsync_p99_us: Gauge<i64, AtomicI64>,
     fsync_worst_us: Gauge<i64, AtomicI64>,
     keys: Gauge<i64, AtomicI64>,
     leases: Gauge<i64, AtomicI64>,
@@ -31,6 +33,13 @@ struct Gauges {
 
 fn number(value: impl TryInto<i64>) -> i64 {
     value.try_into().unwrap_or(i64::MAX)
+}
+
+/// What so many of a hundred stay at or below, of sorted times; 0 when there are none.
+fn quantile_us(sorted: &[Duration], share: usize) -> i64 {
+    let rank = (sorted.len() * share).div_ceil(100);
+    let found = sorted.get(rank.saturating_sub(1)).copied();
+    number(found.unwrap_or_default().as_micros())
 }
 
 /// Keeps the gauges and the readiness up to date until the stop.
@@ -57,6 +66,16 @@ pub(crate) async fn run(node: &Node, health: &Health, reporter: &HealthReporter)
             "raft_log_bytes",
             "Bytes of the log still needed",
             shown.raft_log_bytes,
+        );
+        registry.register(
+            "fsync_p50_us",
+            "Half of the last 128 log syncs took at most this, microseconds",
+            shown.fsync_p50_us,
+        );
+        registry.register(
+            "fsync_p99_us",
+            "99 % of the last 128 log syncs took at most this, microseconds",
+            shown.fsync_p99_us,
         );
         registry.register(
             "fsync_worst_us",
@@ -98,8 +117,11 @@ pub(crate) async fn run(node: &Node, health: &Health, reporter: &HealthReporter)
             }
             gauges.raft_applied.set(number(raft.applied));
             gauges.raft_log_bytes.set(number(raft.log_bytes));
-            let worst = raft.fsyncs.iter().max().copied().unwrap_or_default();
-            gauges.fsync_worst_us.set(number(worst.as_micros()));
+            let mut syncs = raft.fsyncs;
+            syncs.sort_unstable();
+            gauges.fsync_p50_us.set(quantile_us(&syncs, 50));
+            gauges.fsync_p99_us.set(quantile_us(&syncs, 99));
+            gauges.fsync_worst_us.set(quantile_us(&syncs, 100));
         }
         {
             let store = node.shared.store();
@@ -111,6 +133,31 @@ pub(crate) async fn run(node: &Node, health: &Health, reporter: &HealthReporter)
             () = node.tasks.stopping() => return,
             changed = leader.changed() => if changed.is_err() { return },
             () = sleep(PERIOD) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_those_of_the_nearest_rank() {
+        let times = |count: u64| (1..=count).map(Duration::from_micros).collect::<Vec<_>>();
+        for (count, share, expected) in [
+            (0, 50, 0),
+            (1, 50, 1),
+            (1, 99, 1),
+            (2, 50, 1),
+            (128, 50, 64),
+            (128, 99, 127),
+            (128, 100, 128),
+        ] {
+            assert_eq!(
+                quantile_us(&times(count), share),
+                expected,
+                "{share} % of {count}"
+            );
         }
     }
 }

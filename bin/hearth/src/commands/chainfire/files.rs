@@ -77,13 +77,21 @@ impl Row for Inspection {
         vec![
             self.member.clone(),
             self.condition.clone(),
-            self.last_term.to_string(),
-            self.last_index.to_string(),
-            self.applied.to_string(),
-            self.revision.to_string(),
+            known(self.last_term),
+            known(self.last_index),
+            known(self.applied),
+            known(u64::try_from(self.revision).unwrap_or(0)),
             self.cluster.clone(),
             self.data_dir.display().to_string(),
         ]
+    }
+}
+
+/// What cannot be read counts as 0.
+fn known(number: u64) -> String {
+    match number {
+        0 => "-".to_owned(),
+        number => number.to_string(),
     }
 }
 
@@ -161,7 +169,7 @@ fn show(info: &BackupInfo, file: &Path, out: Output) -> Result<()> {
             ("member", info.member.clone()),
             ("members then", info.members.join(", ")),
             ("revision", info.revision.to_string()),
-            ("compacted", info.compacted.to_string()),
+            ("compacted", members::revision_or_none(info.compacted)),
             (
                 "raft index, term",
                 format!("{}, {}", info.raft_index, info.raft_term),
@@ -310,17 +318,21 @@ pub(super) async fn recover(recover: &Recover, configs: &[PathBuf], out: Output)
         explain(&found);
         return Ok(());
     }
+    // Said before anything is asked: the usual mistake, and easily mended.
+    if let Some(running) = found.iter().find(|one| one.condition == "running") {
+        let problem = running.problem.clone().unwrap_or_default();
+        return Err(fail(ErrorKind::FailedPrecondition, problem, ""));
+    }
     explain(&found);
     for one in &found {
         note(format!(
-            "  {:<14} {:<8} last term {}, last index {}, applied {}, revision {}, members {}",
+            "  {:<14} {:<8} last term {}, last index {}, applied {}, revision {}",
             one.member,
             one.condition,
-            one.last_term,
-            one.last_index,
-            one.applied,
-            one.revision,
-            one.members.join(" ")
+            known(one.last_term),
+            known(one.last_index),
+            known(one.applied),
+            known(u64::try_from(one.revision).unwrap_or(0)),
         ));
     }
     if !recover.yes && !confirmed()? {

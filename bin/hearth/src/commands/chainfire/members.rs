@@ -200,9 +200,8 @@ pub(super) async fn compact(access: &Access, revision: Option<i64>) -> Result<()
     let client = access.all()?;
     let revision = match revision {
         Some(revision) => revision,
-        None => {
-            explained(client.get_at("", 0).await.or(Err(Error::Timeout))).map_or(0, |found| found.revision)
-        }
+        // Whichever key: the answer says the present revision.
+        None => explained(client.get_at("compact", 0).await)?.revision,
     };
     explained(client.compact(revision).await)?;
     note(format!("history before revision {revision} is forgotten"));
@@ -235,8 +234,16 @@ impl Row for HashRow {
             self.endpoint.clone(),
             self.hash.clone(),
             self.revision.to_string(),
-            self.compacted.to_string(),
+            revision_or_none(self.compacted),
         ]
+    }
+}
+
+/// The revision up to which history is forgotten, if any is.
+pub(super) fn revision_or_none(compacted: i64) -> String {
+    match compacted {
+        ..=0 => "nothing".to_owned(),
+        revision => revision.to_string(),
     }
 }
 

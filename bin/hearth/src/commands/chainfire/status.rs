@@ -8,14 +8,10 @@ use serde::Serialize;
 
 use super::{Access, LIMIT};
 use crate::failure::fail;
-use crate::output::{Format, Output, Row, note};
+use crate::output::{Output, Row, note};
 
-/// Name of the histogram of log syncs, as etcd's dashboards know it.
-const FSYNC: &str = "etcd_disk_wal_fsync_duration_seconds";
-/// The slowest of the last 128, microseconds.
-const FSYNC_WORST: &str = "chainfire_fsync_worst_us";
-/// Widest bar of the histogram.
-const BAR: u64 = 40;
+/// Prefix of the gauges of log syncs among a member's metrics.
+const FSYNC: &str = "chainfire_fsync_";
 
 /// One member.
 #[derive(Debug, Serialize)]
@@ -39,16 +35,12 @@ struct MemberRow {
     errors: Vec<String>,
 }
 
-/// How long its log syncs take.
-#[derive(Debug, Default, Serialize)]
+/// How long its last 128 log syncs took; nothing where its metrics could not be had.
+#[derive(Debug, Default, PartialEq, Serialize)]
 struct Fsync {
-    /// Upper ends of the histogram's classes that hold the quantiles, milliseconds.
     p50_ms: Option<f64>,
     p99_ms: Option<f64>,
-    /// Slowest of the last 128.
     worst_ms: Option<f64>,
-    /// Upper end in milliseconds (none: no end) and how many took that long.
-    classes: Vec<(Option<f64>, u64)>,
 }
 
 impl Row for MemberRow {
@@ -135,9 +127,6 @@ pub(super) async fn run(access: &Access, out: Output) -> Result<()> {
         }
     }
     out.list(&rows)?;
-    if out.format == Format::Table {
-        rows.iter().for_each(histogram);
-    }
     for (endpoint, error) in &silent {
         note(format!("{endpoint} does not answer: {error}"));
     }
@@ -182,25 +171,6 @@ fn row(name: String, status: MemberStatus, fsync: Fsync, alarms: Vec<String>) ->
     }
 }
 
-fn histogram(row: &MemberRow) {
-    let most = row
-        .fsync
-        .classes
-        .iter()
-        .map(|(_, count)| *count)
-        .max()
-        .unwrap_or(0);
-    if most == 0 {
-        return;
-    }
-    note(format!("\nlog syncs of {}:", row.name));
-    for (end, count) in row.fsync.classes.iter().filter(|(_, count)| *count > 0) {
-        let end = end.map_or_else(|| "     more".to_owned(), |ms| format!("{ms:>6.1} ms"));
-        let bar = usize::try_from((count * BAR).div_ceil(most)).unwrap_or(0);
-        note(format!("  up to {end}  {:<40}  {count}", "#".repeat(bar)));
-    }
-}
-
 fn http(access: &Access) -> Result<reqwest::Client> {
     let mut config = rustls::ClientConfig::clone(&access.identity.client_config());
     config.alpn_protocols.clear();
@@ -218,41 +188,19 @@ async fn fsync(http: &reqwest::Client, endpoint: &str) -> Option<Fsync> {
     Some(parse(&text))
 }
 
-/// Reads the histogram out of Prometheus' text.
+/// Reads the gauges out of Prometheus' text.
 fn parse(text: &str) -> Fsync {
-    let bucket = format!("{FSYNC}_bucket{{le=\"");
-    let mut classes = Vec::new();
-    let mut below = 0;
-    let mut worst_ms = None;
-    for line in text.lines() {
-        if let Some(us) = line.strip_prefix(FSYNC_WORST) {
-            worst_ms = us.trim().parse::<f64>().ok().map(|us| us / 1000.0);
-        }
-        let Some((end, count)) = line.strip_prefix(&bucket).and_then(|rest| rest.split_once("\"}")) else {
-            continue;
-        };
-        let count = count.trim().parse::<u64>().unwrap_or(below);
-        let end = end
-            .parse::<f64>()
-            .ok()
-            .filter(|end| end.is_finite())
-            .map(|s| s * 1000.0);
-        classes.push((end, count.saturating_sub(below)));
-        below = count;
-    }
-    let quantile = |share: u64| {
-        let wanted = (below * share).div_ceil(100);
-        let mut seen = 0;
-        classes.iter().find_map(|(end, count)| {
-            seen += count;
-            (below > 0 && seen >= wanted).then_some(*end).flatten()
-        })
+    let gauge = |name: &str| {
+        let line = text
+            .lines()
+            .filter_map(|line| line.strip_prefix(FSYNC))
+            .find_map(|line| line.strip_prefix(name))?;
+        Some(line.trim().parse::<f64>().ok()? / 1000.0)
     };
     Fsync {
-        p50_ms: quantile(50),
-        p99_ms: quantile(99),
-        worst_ms,
-        classes,
+        p50_ms: gauge("p50_us "),
+        p99_ms: gauge("p99_us "),
+        worst_ms: gauge("worst_us "),
     }
 }
 
@@ -261,21 +209,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quantiles_come_out_of_the_histogram() {
-        let text = "chainfire_fsync_worst_us 9500\n\
-             etcd_disk_wal_fsync_duration_seconds_bucket{le=\"0.001\"} 90\n\
-             etcd_disk_wal_fsync_duration_seconds_bucket{le=\"0.002\"} 98\n\
-             etcd_disk_wal_fsync_duration_seconds_bucket{le=\"0.004\"} 100\n\
-             etcd_disk_wal_fsync_duration_seconds_bucket{le=\"+Inf\"} 100\n";
-        let found = parse(text);
-        assert_eq!(
-            (found.p50_ms, found.p99_ms, found.worst_ms),
-            (Some(1.0), Some(4.0), Some(9.5))
-        );
-        assert_eq!(
-            found.classes,
-            [(Some(1.0), 90), (Some(2.0), 8), (Some(4.0), 2), (None, 0)]
-        );
-        assert_eq!(parse("").p50_ms, None);
+    fn gauges_come_out_of_the_metrics() {
+        let text = "# TYPE chainfire_fsync_p50_us gauge\n\
+             chainfire_fsync_p50_us 1000\n\
+             chainfire_fsync_p99_us 4250\n\
+             chainfire_fsync_worst_us 9500\n";
+        let expected = Fsync {
+            p50_ms: Some(1.0),
+            p99_ms: Some(4.25),
+            worst_ms: Some(9.5),
+        };
+        assert_eq!(parse(text), expected);
+        assert_eq!(parse(""), Fsync::default());
     }
 }
