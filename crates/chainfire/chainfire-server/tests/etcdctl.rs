@@ -5,17 +5,63 @@ mod common;
 
 use std::{
     io::{BufRead, BufReader, Write},
-    process::{Command, Stdio},
+    process::{Command, Output, Stdio},
 };
 
 use common::Cluster;
 
-struct Ctl<'a>(&'a Cluster);
+struct Ctl<'a> {
+    cluster: &'a Cluster,
+    endpoints: Vec<String>,
+    /// Words that make it speak TLS.
+    tls: Vec<String>,
+}
 
-impl Ctl<'_> {
+impl<'a> Ctl<'a> {
+    /// In plain text.
+    fn plain(cluster: &'a Cluster) -> Ctl<'a> {
+        Ctl {
+            cluster,
+            endpoints: cluster.endpoints(),
+            tls: vec![],
+        }
+    }
+
+    /// Over TLS, with a certificate that has a common name only.
+    fn with_certificate(cluster: &'a Cluster) -> Ctl<'a> {
+        let files = cluster.named("tour");
+        let tls = vec![
+            format!("--cacert={}", files.ca.display()),
+            format!("--cert={}", files.cert.display()),
+            format!("--key={}", files.key.display()),
+        ];
+        Ctl {
+            cluster,
+            endpoints: cluster
+                .endpoints()
+                .iter()
+                .map(|endpoint| format!("https://{endpoint}"))
+                .collect(),
+            tls,
+        }
+    }
+
+    /// The same, asking one member only.
+    fn of_member(&self, member: usize) -> Ctl<'a> {
+        Ctl {
+            cluster: self.cluster,
+            endpoints: vec![self.endpoints[member].clone()],
+            tls: self.tls.clone(),
+        }
+    }
+
+    fn output(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
     /// Runs a command that must succeed; what it printed.
     fn ok(&self, args: &[&str]) -> String {
-        let out = self.0.etcdctl(args).unwrap();
+        let out = self.output(args);
         let (text, errors) = (
             String::from_utf8_lossy(&out.stdout),
             String::from_utf8_lossy(&out.stderr),
@@ -23,14 +69,14 @@ impl Ctl<'_> {
         assert!(
             out.status.success(),
             "etcdctl {args:?}: {text}{errors}\n{}",
-            self.0.logs()
+            self.cluster.logs()
         );
         text.into_owned()
     }
 
     /// Runs a command that must fail; what it complained about.
     fn fails(&self, args: &[&str]) -> String {
-        let out = self.0.etcdctl(args).unwrap();
+        let out = self.output(args);
         assert!(!out.status.success(), "etcdctl {args:?} must fail");
         String::from_utf8_lossy(&out.stderr).into_owned()
     }
@@ -53,11 +99,15 @@ impl Ctl<'_> {
         let mut command = Command::new("etcdctl");
         command
             .env("ETCDCTL_API", "3")
-            .arg(format!("--endpoints={}", self.0.endpoints().join(",")))
+            .arg(format!("--endpoints={}", self.endpoints.join(",")))
+            .args(&self.tls)
             .args(args);
         command
     }
 }
+
+/// Asks for the tests that take a minute or more.
+const LONG: &str = "CHAINFIRE_LONG";
 
 /// Header fields of a JSON answer, which etcdctl prints on one line.
 fn number_after(text: &str, name: &str) -> i64 {
@@ -72,23 +122,70 @@ fn number_after(text: &str, name: &str) -> i64 {
         .unwrap()
 }
 
+fn installed(cluster: &Cluster) -> bool {
+    let found = cluster.etcdctl(&["version"]).is_some();
+    if !found {
+        println!("SKIPPED: etcdctl is not installed (apt install etcd-client)");
+    }
+    found
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tour() {
     let cluster = Cluster::start(3).await;
-    let ctl = Ctl(&cluster);
-    if cluster.etcdctl(&["version"]).is_none() {
-        println!("SKIPPED: etcdctl is not installed (apt install etcd-client)");
+    if installed(&cluster) {
+        tour(&Ctl::plain(&cluster)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_tour_over_tls_with_a_certificate() {
+    let cluster = Cluster::start(3).await;
+    if !installed(&cluster) {
         return;
     }
-    keys(&ctl);
-    transactions(&ctl);
-    watches(&ctl);
-    leases(&ctl);
-    locks(&ctl);
-    interactive(&ctl);
-    elections(&ctl);
-    mirrors(&ctl).await;
-    cluster_and_maintenance(&ctl);
+    let ctl = Ctl::with_certificate(&cluster);
+    tour(&ctl).await;
+    // Without the certificate nothing is answered.
+    let without = Ctl {
+        tls: ctl.tls[..1].to_vec(),
+        ..Ctl::with_certificate(&cluster)
+    };
+    without.fails(&["get", "a", "--command-timeout=2s", "--dial-timeout=1s"]);
+}
+
+async fn tour(ctl: &Ctl<'_>) {
+    keys(ctl);
+    transactions(ctl);
+    watches(ctl);
+    leases(ctl);
+    locks(ctl);
+    interactive(ctl);
+    elections(ctl);
+    mirrors(ctl).await;
+    snapshots(ctl);
+    cluster_and_maintenance(ctl);
+}
+
+/// Etcdctl's own measurement: 150 writes a second for a minute, or it says `FAIL`.
+#[tokio::test(flavor = "multi_thread")]
+async fn check_perf() {
+    if std::env::var_os(LONG).is_none() {
+        println!("SKIPPED: `etcdctl check perf` takes a minute; set {LONG}=1");
+        return;
+    }
+    let cluster = Cluster::start(3).await;
+    if !installed(&cluster) {
+        return;
+    }
+    let ctl = Ctl::plain(&cluster);
+    let said = ctl.ok(&["check", "perf", "--load=s"]);
+    println!("{said}");
+    assert!(said.contains("PASS") && !said.contains("FAIL"), "{said}");
+    assert_eq!(
+        ctl.ok(&["get", "/etcdctl-check-perf/", "--prefix", "--keys-only"]),
+        ""
+    );
 }
 
 fn keys(ctl: &Ctl<'_>) {
@@ -360,7 +457,7 @@ fn elections(ctl: &Ctl<'_>) {
 /// Everything under a prefix is carried to another store, and what comes later follows.
 async fn mirrors(ctl: &Ctl<'_>) {
     let other = Cluster::start(1).await;
-    let there = Ctl(&other);
+    let there = Ctl::plain(&other);
     ctl.ok(&["put", "mirror/1", "x"]);
     let endpoint = &other.members[0].client;
     let mut mirror = ctl
@@ -380,6 +477,21 @@ async fn mirrors(ctl: &Ctl<'_>) {
     .await;
     mirror.kill().unwrap();
     mirror.wait().unwrap();
+}
+
+/// The file that etcdctl writes is one of Chainfire's backups, whole.
+fn snapshots(ctl: &Ctl<'_>) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("snapshot");
+    let revision = number_after(&ctl.ok(&["put", "snapshot", "x", "-w", "json"]), "revision");
+    let one = ctl.of_member(0);
+    // It may not have heard of that yet; a linearizable read waits until it has.
+    one.ok(&["get", "snapshot"]);
+    let save = ["snapshot", "save", file.to_str().unwrap()];
+    assert!(one.ok(&save).contains("Snapshot saved at"));
+    let info = chainfire_server::offline::check_backup(&file).unwrap();
+    assert_eq!((info.member.as_str(), info.revision), ("m0", revision));
+    assert_eq!(info.members.len(), 3);
 }
 
 fn cluster_and_maintenance(ctl: &Ctl<'_>) {
@@ -416,13 +528,13 @@ fn members(ctl: &Ctl<'_>) {
         "--learner",
     ];
     // The members are published a moment after the start.
-    let mut out = ctl.0.etcdctl(&add).unwrap();
+    let mut out = ctl.output(&add);
     for _ in 0..100 {
         if out.status.success() {
             break;
         }
         std::thread::sleep(std::time::Duration::from_millis(200));
-        out = ctl.0.etcdctl(&add).unwrap();
+        out = ctl.output(&add);
     }
     let added = String::from_utf8_lossy(&out.stdout).into_owned();
     assert!(
@@ -431,18 +543,28 @@ fn members(ctl: &Ctl<'_>) {
         String::from_utf8_lossy(&out.stderr)
     );
     let id = added.split_whitespace().nth(1).unwrap();
-    let line = |list: String| list.lines().find(|line| line.starts_with(id)).map(str::to_owned);
-    let unstarted = format!("{id}, unstarted, , https://127.0.0.1:9, , true");
-    assert_eq!(line(ctl.ok(&["member", "list"])), Some(unstarted));
+    // Each list is the answer of one member, which may not have heard of the last change yet.
+    let becomes = |wanted: Option<&str>| {
+        let mut line = None;
+        for _ in 0..100 {
+            let list = ctl.ok(&["member", "list"]);
+            line = list.lines().find(|line| line.starts_with(id)).map(str::to_owned);
+            if line.as_deref() == wanted {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(200));
+        }
+        panic!("{line:?} instead of {wanted:?}");
+    };
+    becomes(Some(&format!("{id}, unstarted, , https://127.0.0.1:9, , true")));
     let early = ctl.fails(&["member", "promote", id]);
     assert!(early.contains("in sync with leader"), "{early}");
     let twice = ctl.fails(&["member", "add", "m4", "--peer-urls=https://127.0.0.1:9"]);
     assert!(twice.contains("Peer URLs already exists"), "{twice}");
     ctl.ok(&["member", "update", id, "--peer-urls=https://127.0.0.1:10"]);
-    let moved = line(ctl.ok(&["member", "list"])).unwrap();
-    assert!(moved.contains("https://127.0.0.1:10"), "{moved}");
+    becomes(Some(&format!("{id}, unstarted, , https://127.0.0.1:10, , true")));
     assert!(ctl.ok(&["member", "remove", id]).contains("removed from cluster"));
-    assert_eq!(line(ctl.ok(&["member", "list"])), None);
+    becomes(None);
     let gone = ctl.fails(&["member", "remove", id]);
     assert!(gone.contains("member not found"), "{gone}");
 }
