@@ -24,7 +24,7 @@ fn etcdctl_and_etcd_client_work_unchanged() -> Result<()> {
         reserved_prefixes_are_refused()?;
         if let Some(client) = &client {
             let output = Cmd::new(client).arg(MEMBERS.join(",")).limit_s(90).ok()?;
-            ensure!(output.stdout.lines().count() == 7, "{output}");
+            ensure!(output.stdout.lines().count() == 13, "{output}");
         }
         platform.is_healthy(30)
     })

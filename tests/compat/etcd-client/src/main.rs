@@ -1,8 +1,13 @@
 //! The Rust `etcd-client` crate, unmodified, against the servers named on the command line.
 //!
-//! `etcd-client-tour HOST:PORT[,HOST:PORT...]` puts, reads, deletes, compares, watches, leases and asks for members and
-//! status. It prints one line for each step that passed and ends with a non-zero code at the first that did not. It uses
-//! keys under `/compat/etcd-client/` only and removes them.
+//! `etcd-client-tour HOST:PORT[,HOST:PORT...] [all]` goes through everything that the crate offers. It prints one line for
+//! each step that passed and ends with a non-zero code at the first that did not. It uses keys under
+//! `/compat/etcd-client/` only and removes them. With `all` it also changes members, and makes users and switches
+//! authentication on and off: for servers that are the test's own. Their tokens must end after three seconds.
+
+mod concurrency;
+mod maintenance;
+mod users;
 
 use std::time::Duration;
 
@@ -12,7 +17,7 @@ use etcd_client::{
 };
 
 const PREFIX: &str = "/compat/etcd-client/";
-const STEP: Duration = Duration::from_secs(20);
+const STEP: Duration = Duration::from_secs(40);
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -40,6 +45,23 @@ async fn main() -> Result<()> {
     .await?;
     step("compaction", compaction(&mut client)).await?;
     step("member list and status", members(&mut client, endpoints.len())).await?;
+    step("range in pieces", pieces(&mut client)).await?;
+    step("lock", concurrency::lock(&mut client)).await?;
+    step("election", concurrency::election(&mut client)).await?;
+    step("alarms", maintenance::alarms(&mut client)).await?;
+    step("hashes and defragmentation", maintenance::hashes(&mut client)).await?;
+    step("snapshot", maintenance::snapshot(&mut client)).await?;
+    if std::env::args().nth(2).as_deref() == Some("all") {
+        step("move the leader", maintenance::move_leader(&endpoints)).await?;
+        step(
+            "add, update and remove a member",
+            maintenance::members(&mut client),
+        )
+        .await?;
+        step("roles", users::roles(&mut client)).await?;
+        step("users", users::users(&mut client)).await?;
+        step("authentication", users::authentication(&mut client, &endpoints)).await?;
+    }
 
     client.delete(PREFIX, all).await.context("clean up after")?;
     Ok(())
@@ -241,5 +263,24 @@ async fn members(client: &mut Client, expected: usize) -> Result<()> {
     let status = client.status().await?;
     ensure!(status.leader() != 0, "no leader");
     ensure!(status.version().starts_with("3."), "version {}", status.version());
+    Ok(())
+}
+
+async fn pieces(client: &mut Client) -> Result<()> {
+    for n in 0..30 {
+        client
+            .put(key(&format!("p/{n:02}")), "x".repeat(100_000), None)
+            .await?;
+    }
+    let options = GetOptions::new().with_prefix().with_limit(20);
+    let mut stream = client.kv_client().get_stream(key("p/"), Some(options)).await?;
+    let (mut got, mut answers, mut last) = (0, 0, None);
+    while let Some(answer) = stream.message().await? {
+        got += answer.kvs().len();
+        answers += 1;
+        last = Some((answer.count(), answer.more()));
+    }
+    ensure!(got == 20 && answers > 1, "{got} keys in {answers} answers");
+    ensure!(last == Some((30, true)), "{last:?}");
     Ok(())
 }
