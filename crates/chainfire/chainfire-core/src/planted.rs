@@ -1,5 +1,5 @@
 //! Bugs on purpose: a test switches one on and must find it. Without the feature `planted-bugs`, which only test builds
-//! have, nothing of this is compiled and [`is`] is a constant.
+//! have, nothing of this is compiled and `is` is a constant.
 
 /// A bug.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
