@@ -162,9 +162,11 @@ impl<S: RevisionStore> Store<S> {
 
     /// Goes on at `revision`, far ahead, and forgets all history before it; keys and leases stay as they are. For a
     /// state that becomes another cluster's first: a watcher with a revision of the old cluster, also one that this
-    /// state never had, is told that it is compacted.
+    /// state never had, is told that it is compacted. Auth's revision goes as far: a token of the old cluster, also one
+    /// made after this state was saved, is void.
     pub fn jump(&mut self, revision: i64) {
         assert!(revision > self.revision, "revisions only grow");
+        self.auth.revision += revision.abs_diff(self.revision);
         self.revision = revision;
         self.compacted = revision;
     }

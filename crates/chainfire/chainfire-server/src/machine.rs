@@ -202,6 +202,8 @@ impl Machine {
             .checked_add(i64::from(bump))
             .ok_or("there are no revisions left")?;
         store.jump(revision);
+        let auth = store.auth().clone();
+        store.storage_mut().put_auth(&auth, &[AuthChange::Settings]);
         // Leases get their full time again; who the members are begins anew, under ids never used before.
         let leases: Vec<(i64, i64)> = store
             .leases()

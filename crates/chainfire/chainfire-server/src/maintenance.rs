@@ -5,7 +5,7 @@ use std::{pin::Pin, sync::Arc};
 use chainfire_client::wire::etcdserverpb::{
     self as pb, alarm_request::AlarmAction, maintenance_server::Maintenance,
 };
-use chainfire_core::{Alarm, AlarmKind, OpError};
+use chainfire_core::{Alarm, OpError};
 use raft_host::TransferError;
 use tokio::sync::Semaphore;
 use tokio_stream::Stream;
@@ -35,19 +35,6 @@ impl MaintenanceService {
         let snapshots = Arc::new(Semaphore::new(snapshot::MAX_STREAMS));
         MaintenanceService { node, snapshots }
     }
-
-    /// The alarms that are on. A full disk is known to its own member only, and shown there.
-    fn alarms(&self) -> Vec<Alarm> {
-        let mut alarms: Vec<Alarm> = self.node.shared.store().alarms().iter().collect();
-        let own = Alarm {
-            kind: AlarmKind::NoSpace,
-            member: self.node.id,
-        };
-        if self.node.disk_full() && !alarms.contains(&own) {
-            alarms.push(own);
-        }
-        alarms
-    }
 }
 
 fn bytes(count: u64) -> i64 {
@@ -66,7 +53,8 @@ impl Maintenance for MaintenanceService {
                 caller.known().map_err(status)?;
                 self.node.read_barrier().await.map_err(status)?;
                 let wanted = |alarm: &Alarm| kind.is_none_or(|kind| kind == alarm.kind);
-                self.alarms()
+                self.node
+                    .alarms()
                     .into_iter()
                     .filter(wanted)
                     .map(convert::alarm)

@@ -10,7 +10,9 @@ use std::{
 };
 
 use chainfire_client::wire::etcdserverpb as pb;
-use chainfire_core::{AlarmKind, Code, OpError, Range, RangeOutcome, auth::By, storage::RevisionReader};
+use chainfire_core::{
+    Alarm, AlarmKind, Code, OpError, Range, RangeOutcome, auth::By, storage::RevisionReader,
+};
 use hearth_service::tasks::Tasks;
 use prost::Message;
 use raft_host::{GroupId, HostHandle, LeaderInfo, Membership, NodeId, ProposeError, ReadError, Role};
@@ -236,6 +238,19 @@ impl Node {
                 .iter()
                 .any(|alarm| alarm.kind == AlarmKind::NoSpace);
         if full { Err(OpError::NoSpace) } else { Ok(()) }
+    }
+
+    /// The alarms that are on. A full disk is known to its own member only, and shown there.
+    pub(crate) fn alarms(&self) -> Vec<Alarm> {
+        let mut alarms: Vec<Alarm> = self.shared.store().alarms().iter().collect();
+        let own = Alarm {
+            kind: AlarmKind::NoSpace,
+            member: self.id,
+        };
+        if self.disk_full() && !alarms.contains(&own) {
+            alarms.push(own);
+        }
+        alarms
     }
 
     /// Whether the disk under the data folder is nearly full.

@@ -10,7 +10,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use chainfire_core::{KeyRange, OpError, Range};
+use chainfire_core::{AlarmKind, KeyRange, OpError, Range};
 use http::{StatusCode, header};
 use tokio::time::timeout;
 
@@ -99,8 +99,15 @@ impl Check {
 
     async fn run(self, node: &Node) -> Result<(), String> {
         match self {
-            // A member that finds its state corrupt stops: whoever answers has nothing to report.
-            Check::DataCorruption => Ok(()),
+            // The member concerned stops; the others tell of it until the alarm is disarmed.
+            Check::DataCorruption => {
+                let corrupt = node.alarms().iter().any(|alarm| alarm.kind == AlarmKind::Corrupt);
+                if corrupt {
+                    Err("alarm activated: CORRUPT".to_owned())
+                } else {
+                    Ok(())
+                }
+            }
             Check::LinearizableRead => read(node, true).await,
             Check::SerializableRead => read(node, false).await,
             Check::NonLearner => {
@@ -117,12 +124,18 @@ impl Check {
 }
 
 /// `/health` of etcd: alarms, leader, and a read. `serializable=true` leaves out what needs the other members,
-/// `exclude=NOSPACE` the alarm.
+/// `exclude=NOSPACE` that alarm.
 async fn health(State(node): State<Node>, RawQuery(query): RawQuery) -> Response {
     let query = query.as_deref();
     let serializable = values(query, "serializable").contains("true");
-    let unhealthy = if node.check_space().is_err() && !values(query, "exclude").contains("NOSPACE") {
-        Some("ALARM NOSPACE".to_owned())
+    let excluded = values(query, "exclude");
+    let alarms = node.alarms().into_iter().map(|alarm| match alarm.kind {
+        AlarmKind::NoSpace => "NOSPACE",
+        AlarmKind::Corrupt => "CORRUPT",
+    });
+    let alarm = alarms.into_iter().find(|name| !excluded.contains(name));
+    let unhealthy = if let Some(name) = alarm {
+        Some(format!("ALARM {name}"))
     } else if !serializable && node.leader_info().leader.is_none() {
         Some("RAFT NO LEADER".to_owned())
     } else {

@@ -365,3 +365,14 @@ fn reads_of_the_past_leap_over_keys_with_many_versions() {
     }
     compare(&member, &model);
 }
+
+/// A token of the old cluster must never become valid in the new one, also not one made after the backup.
+#[test]
+fn a_state_that_becomes_another_clusters_voids_older_tokens() {
+    let mut member = Member::new();
+    let before = member.shared.store().auth().revision();
+    member.machine.rebase(1, 1000).unwrap();
+    assert_eq!(member.shared.store().auth().revision(), before + 1000);
+    let (_, reopened) = open(&member.disk);
+    assert_eq!(reopened.store().auth().revision(), before + 1000);
+}
