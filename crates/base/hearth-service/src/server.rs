@@ -6,7 +6,8 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -258,27 +259,58 @@ async fn answer(router: Router, request: Request<Incoming>, remote: SocketAddr, 
         reading: None,
     });
     let mut request = Request::from_parts(parts, body);
-    let id = request_id(&request);
+    let grpc = is_grpc(&request);
+    let given = request_id(&request);
+    let asked = given.is_some();
+    let id = given.unwrap_or_else(next_id);
+    note_origin(&mut request, &id, remote, peer);
+    let span = if grpc {
+        tracing::info_span!("request", id = %id, path = %request.uri().path())
+    } else {
+        tracing::info_span!("request", id = %id, method = %request.method(), path = %request.uri().path())
+    };
+    let Ok(mut response) = router.oneshot(request).instrument(span.clone()).await;
+    drain(unread).await;
+    if let Some(error) = response.extensions_mut().remove::<ApiError>() {
+        response = span.in_scope(|| finish_error(response, error, &id));
+    }
+    // gRPC is on the path of every read and write of the store, where a header of its own for each answer costs: there
+    // the id stands in errors (a status among the headers) and where it was asked for.
+    if (!grpc || asked || response.headers().contains_key("grpc-status"))
+        && let Ok(value) = HeaderValue::from_str(&id)
+    {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    response
+}
+
+fn is_grpc<B>(request: &Request<B>) -> bool {
+    let content_type = request.headers().get(http::header::CONTENT_TYPE);
+    content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// Says in the request's extensions who asks, and the request's id.
+fn note_origin(request: &mut Request<Body>, id: &str, remote: SocketAddr, peer: Peer) {
     let extensions = request.extensions_mut();
     extensions.insert(ConnectInfo(remote));
-    extensions.insert(RequestId(id.clone()));
+    extensions.insert(RequestId(id.to_owned()));
     match peer {
         Peer::Plaintext => drop(extensions.insert(Plaintext)),
         Peer::Certificate(identity) => drop(extensions.insert(identity)),
         Peer::Named(name) => drop(extensions.insert(name)),
         Peer::Anonymous => {}
     }
-    let span =
-        tracing::info_span!("request", id = %id, method = %request.method(), path = %request.uri().path());
-    let Ok(mut response) = router.oneshot(request).instrument(span.clone()).await;
-    drain(unread).await;
-    if let Some(error) = response.extensions_mut().remove::<ApiError>() {
-        response = span.in_scope(|| finish_error(response, error, &id));
-    }
-    if let Ok(value) = HeaderValue::from_str(&id) {
-        response.headers_mut().insert(REQUEST_ID, value);
-    }
-    response
+}
+
+/// An id that no other process and no other request of this one has: a random part made once, and a number.
+fn next_id() -> String {
+    static PROCESS: LazyLock<uuid::Uuid> = LazyLock::new(uuid::Uuid::now_v7);
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    format!(
+        "{:x}-{:x}",
+        PROCESS.as_u128() as u64,
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    )
 }
 
 /// A request's body that stays with the connection until somebody reads it.
@@ -374,21 +406,9 @@ fn finish_error(response: Response, error: ApiError, id: &str) -> Response {
     Response::from_parts(parts, Body::from(body))
 }
 
-/// The client's id when it is a plain token of at most 64 bytes, else a new one.
-fn request_id(request: &Request<Body>) -> String {
-    let given = request
-        .headers()
-        .get(REQUEST_ID)
-        .and_then(|value| value.to_str().ok());
-    match given {
-        Some(id)
-            if (1..=64).contains(&id.len())
-                && id
-                    .bytes()
-                    .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')) =>
-        {
-            id.to_owned()
-        }
-        _ => uuid::Uuid::now_v7().to_string(),
-    }
+/// The client's id when it is a plain token of at most 64 bytes.
+fn request_id<B>(request: &Request<B>) -> Option<String> {
+    let given = request.headers().get(REQUEST_ID)?.to_str().ok()?;
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    ((1..=64).contains(&given.len()) && given.bytes().all(plain)).then(|| given.to_owned())
 }

@@ -269,10 +269,13 @@ impl<F: FileSystem> Host<F> {
     /// A group's state.
     pub fn status(&self, group: GroupId) -> Option<Status> {
         let status = self.groups.get(&group)?.status(self.now);
+        let times = self.log.times();
         Some(Status {
             log_bytes: self.log.used_bytes(),
-            syncs: self.log.syncs(),
-            fsyncs: self.log.fsyncs(),
+            syncs: times.count,
+            fsyncs: times.latest.iter().copied().collect(),
+            sync_classes: times.classes(),
+            sync_total: times.total,
             ..status
         })
     }

@@ -54,6 +54,7 @@ pub use config::PlantedBug;
 pub use config::{GroupConfig, HostConfig, LogConfig};
 pub use error::{ConfChangeError, Fatal, OpenError, ProposeError, ReadError, TransferError};
 pub use host::{Host, Input, Output, Reply, RequestId};
+pub use log::SYNC_CLASSES_US;
 pub use machine::{Committed, MachineError, Payload, SnapshotSink, SnapshotSource, StateMachine};
 pub use membership::{ConfChange, Member, Membership, Peer};
 pub use offline::Found;

@@ -69,4 +69,8 @@ pub struct Status {
     pub syncs: u64,
     /// How long the latest log syncs of this host took (write and fsync), the newest last; at most 128.
     pub fsyncs: Vec<Duration>,
+    /// How many of all log syncs fell into each class of [`crate::SYNC_CLASSES_US`]; the last class has no bound.
+    pub sync_classes: Vec<u64>,
+    /// How long all log syncs took together.
+    pub sync_total: Duration,
 }

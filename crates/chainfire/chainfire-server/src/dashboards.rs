@@ -1,16 +1,49 @@
 //! The metrics that dashboards and alerts made for etcd look for, under etcd's names, where they are true here.
 
-use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicI64, AtomicU64},
+    },
+    time::Duration,
+};
 
 use prometheus_client::{
-    metrics::{counter::Counter, gauge::Gauge},
-    registry::Registry,
+    collector::Collector,
+    encoding::{DescriptorEncoder, NoLabelSet},
+    metrics::{MetricType, counter::Counter, gauge::Gauge},
+    registry::{Registry, Unit},
 };
-use raft_host::{NodeId, Status};
+use raft_host::{NodeId, SYNC_CLASSES_US, Status};
 
 use crate::node::Node;
 
 type Number = Gauge<i64, AtomicI64>;
+
+/// How long log syncs took, as Raft's host counted them.
+#[derive(Debug, Default)]
+struct Syncs(Mutex<(Vec<u64>, Duration)>);
+
+impl Collector for Syncs {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let (classes, total) = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let bounds = SYNC_CLASSES_US
+            .iter()
+            .map(|us| Duration::from_micros(*us).as_secs_f64())
+            .chain([f64::MAX]);
+        let buckets: Vec<(f64, u64)> = bounds.zip(classes.iter().copied()).collect();
+        let count = classes.iter().sum();
+        encoder
+            .encode_descriptor(
+                "etcd_disk_wal_fsync_duration",
+                "Time of writing and syncing the Raft log",
+                Some(&Unit::Seconds),
+                MetricType::Histogram,
+            )?
+            .encode_histogram::<NoLabelSet>(total.as_secs_f64(), count, &buckets, None)
+    }
+}
 
 /// etcd's metrics.
 #[derive(Debug, Default)]
@@ -26,6 +59,7 @@ pub(crate) struct Dashboards {
     keys: Number,
     revision: Number,
     compacted: Number,
+    syncs: Arc<Syncs>,
     /// The leader that was seen last.
     leader: Option<NodeId>,
 }
@@ -38,6 +72,7 @@ impl Dashboards {
     /// Registers them.
     pub(crate) fn new(registry: &mut Registry) -> Dashboards {
         let all = Dashboards::default();
+        registry.register_collector(Box::new(all.syncs.clone()));
         let server = registry.sub_registry_with_prefix("etcd_server");
         let mut gauge = |name: &str, help: &str, gauge: &Number| server.register(name, help, gauge.clone());
         gauge("has_leader", "Whether a leader is known", &all.has_leader);
@@ -93,6 +128,8 @@ impl Dashboards {
             self.leader = leader;
             self.leader_changes.inc();
         }
+        let times = (raft.sync_classes.clone(), raft.sync_total);
+        *self.syncs.0.lock().unwrap_or_else(PoisonError::into_inner) = times;
         self.committed.set(number(raft.commit));
         self.applied.set(number(raft.applied));
         let size = number(node.shared.tables.engine.disk_bytes().unwrap_or(0));

@@ -8,10 +8,14 @@ use serde::Serialize;
 
 use super::{Access, LIMIT};
 use crate::failure::fail;
-use crate::output::{Output, Row, note};
+use crate::output::{Format, Output, Row, note};
 
 /// Prefix of the gauges of log syncs among a member's metrics.
 const FSYNC: &str = "chainfire_fsync_";
+/// Classes of the histogram of all log syncs, as etcd's dashboards know it.
+const BUCKET: &str = "etcd_disk_wal_fsync_duration_seconds_bucket{le=\"";
+/// Widest bar of the histogram.
+const BAR: u64 = 40;
 
 /// One member.
 #[derive(Debug, Serialize)]
@@ -41,6 +45,8 @@ struct Fsync {
     p50_ms: Option<f64>,
     p99_ms: Option<f64>,
     worst_ms: Option<f64>,
+    /// All log syncs since the start: upper end in milliseconds (none: no end) and how many took that long.
+    classes: Vec<(Option<f64>, u64)>,
 }
 
 impl Row for MemberRow {
@@ -127,6 +133,9 @@ pub(super) async fn run(access: &Access, out: Output) -> Result<()> {
         }
     }
     out.list(&rows)?;
+    if out.format == Format::Table {
+        rows.iter().for_each(histogram);
+    }
     for (endpoint, error) in &silent {
         note(format!("{endpoint} does not answer: {error}"));
     }
@@ -171,6 +180,20 @@ fn row(name: String, status: MemberStatus, fsync: Fsync, alarms: Vec<String>) ->
     }
 }
 
+fn histogram(row: &MemberRow) {
+    let classes = &row.fsync.classes;
+    let most = classes.iter().map(|(_, count)| *count).max().unwrap_or(0);
+    if most == 0 {
+        return;
+    }
+    note(format!("\nlog syncs of {} since its start:", row.name));
+    for (end, count) in classes.iter().filter(|(_, count)| *count > 0) {
+        let end = end.map_or_else(|| "     more".to_owned(), |ms| format!("{ms:>8.3} ms"));
+        let bar = usize::try_from((count * BAR).div_ceil(most)).unwrap_or(0);
+        note(format!("  up to {end}  {:<40}  {count}", "#".repeat(bar)));
+    }
+}
+
 fn http(access: &Access) -> Result<reqwest::Client> {
     let mut config = rustls::ClientConfig::clone(&access.identity.client_config());
     config.alpn_protocols.clear();
@@ -201,7 +224,23 @@ fn parse(text: &str) -> Fsync {
         p50_ms: gauge("p50_us "),
         p99_ms: gauge("p99_us "),
         worst_ms: gauge("worst_us "),
+        classes: classes(text),
     }
+}
+
+/// The histogram, whose counts in the text include those of all smaller classes.
+fn classes(text: &str) -> Vec<(Option<f64>, u64)> {
+    let mut below = 0;
+    text.lines()
+        .filter_map(|line| line.strip_prefix(BUCKET)?.split_once("\"}"))
+        .map(|(end, count)| {
+            let count = count.trim().parse::<u64>().unwrap_or(below);
+            let end = end.parse::<f64>().ok().filter(|end| end.is_finite());
+            let own = count.saturating_sub(below);
+            below = count;
+            (end.map(|seconds| seconds * 1000.0), own)
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -213,11 +252,15 @@ mod tests {
         let text = "# TYPE chainfire_fsync_p50_us gauge\n\
              chainfire_fsync_p50_us 1000\n\
              chainfire_fsync_p99_us 4250\n\
-             chainfire_fsync_worst_us 9500\n";
+             chainfire_fsync_worst_us 9500\n\
+             etcd_disk_wal_fsync_duration_seconds_bucket{le=\"0.001\"} 90\n\
+             etcd_disk_wal_fsync_duration_seconds_bucket{le=\"0.002\"} 98\n\
+             etcd_disk_wal_fsync_duration_seconds_bucket{le=\"+Inf\"} 100\n";
         let expected = Fsync {
             p50_ms: Some(1.0),
             p99_ms: Some(4.25),
             worst_ms: Some(9.5),
+            classes: vec![(Some(1.0), 90), (Some(2.0), 8), (None, 2)],
         };
         assert_eq!(parse(text), expected);
         assert_eq!(parse(""), Fsync::default());

@@ -298,6 +298,8 @@ impl<F: FileSystem> Group<F> {
             progress,
             syncs: 0,
             fsyncs: Vec::new(),
+            sync_classes: Vec::new(),
+            sync_total: std::time::Duration::ZERO,
         }
     }
 

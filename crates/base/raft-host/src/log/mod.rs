@@ -11,12 +11,12 @@
 
 mod group;
 mod mark;
+mod times;
 
-use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use prost::Message as _;
 use raft_engine::env::FileSystem;
@@ -24,6 +24,8 @@ use raft_engine::{Config, Engine, LogBatch, MessageExt, ReadableSize, RecoveryMo
 
 pub(crate) use group::{GroupLog, Snapshotted};
 use mark::Mark;
+pub use times::SYNC_CLASSES_US;
+use times::SyncTimes;
 
 use crate::config::LogConfig;
 use crate::{Fatal, OpenError};
@@ -32,8 +34,6 @@ use crate::{Fatal, OpenError};
 const META_GROUP: u64 = u64::MAX;
 /// Key of the last batch's [`MetaRecord`].
 const KEY_META: &[u8] = b"meta";
-/// Sync durations that are remembered.
-const FSYNCS_KEPT: usize = 128;
 
 /// Written with every batch.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -63,8 +63,7 @@ pub(crate) struct Log<F: FileSystem> {
     seq: u64,
     digest: u32,
     dir: PathBuf,
-    fsyncs: VecDeque<Duration>,
-    syncs: u64,
+    times: SyncTimes,
 }
 
 /// What one round writes.
@@ -142,8 +141,7 @@ impl<F: FileSystem> Log<F> {
             seq,
             digest: found,
             dir: dir.to_owned(),
-            fsyncs: VecDeque::new(),
-            syncs: 0,
+            times: SyncTimes::default(),
         })
     }
 
@@ -194,11 +192,7 @@ impl<F: FileSystem> Log<F> {
             let what = format!("writing the raft log in `{}` failed: {e}", self.dir.display());
             return Err(Fatal { what });
         }
-        if self.fsyncs.len() == FSYNCS_KEPT {
-            self.fsyncs.pop_front();
-        }
-        self.syncs += 1;
-        self.fsyncs.push_back(begin.elapsed());
+        self.times.note(begin.elapsed());
         self.mark.write(self.seq).map_err(|e| Fatal {
             what: format!("writing `{}` failed: {e}", self.dir.join("MARK").display()),
         })
@@ -218,12 +212,8 @@ impl<F: FileSystem> Log<F> {
         self.engine.get_used_size() as u64
     }
 
-    pub(crate) fn syncs(&self) -> u64 {
-        self.syncs
-    }
-
-    pub(crate) fn fsyncs(&self) -> Vec<Duration> {
-        self.fsyncs.iter().copied().collect()
+    pub(crate) fn times(&self) -> &SyncTimes {
+        &self.times
     }
 }
 
