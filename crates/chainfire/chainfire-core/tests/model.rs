@@ -311,7 +311,7 @@ proptest! {
     ) {
         let mut store = Store::new(MemoryStore::default());
         let mut model = Model { history: vec![Pairs::new()], compacted: -1, leases: vec![] };
-        let mut mark = Point { main: 0, sub: 0 };
+        let mut mark = Walk { next: Point { main: 0, sub: 0 }, target: 0, done: -1 };
         for (command, walk) in commands.iter().zip(reclaimed) {
             if let Command::Txn(txn) = command && check::txn(txn).is_err() {
                 continue;
@@ -362,24 +362,35 @@ proptest! {
     }
 }
 
-/// Walks up to `limit` events towards the compacted revision; false when there is nothing left to walk.
-fn reclaim(store: &mut Store<MemoryStore>, mark: &mut Point, limit: usize) -> bool {
+/// How far the reclaiming of space is: where the walk goes on, to which compacted revision it goes, and the one that is
+/// done. A compaction during a walk waits for the next one.
+struct Walk {
+    next: Point,
+    target: i64,
+    done: i64,
+}
+
+/// Walks up to `limit` events towards a compacted revision; false when there is nothing left to walk.
+fn reclaim(store: &mut Store<MemoryStore>, walk: &mut Walk, limit: usize) -> bool {
     let compacted = store.compacted();
-    if limit == 0 || mark.main > compacted {
+    if limit == 0 || walk.done >= compacted {
         return false;
     }
-    match store.storage_mut().reclaim(*mark, compacted, limit) {
-        Some(next) => *mark = next,
+    if walk.target <= walk.done {
+        walk.target = compacted;
+    }
+    match store.storage_mut().reclaim(walk.next, walk.target, limit) {
+        Some(next) => walk.next = next,
         None => {
             // The next walk begins with the events of the compacted revision again.
-            *mark = Point {
-                main: compacted,
+            walk.done = walk.target;
+            walk.next = Point {
+                main: walk.target,
                 sub: 0,
             };
-            return false;
         }
     }
-    true
+    walk.done < compacted
 }
 
 /// Events that some readable revision, or a watcher that begins at one, can see.

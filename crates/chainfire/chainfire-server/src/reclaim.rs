@@ -95,17 +95,20 @@ impl Reclaimer {
         if record.done >= compacted {
             return Ok(false);
         }
+        if record.target <= record.done {
+            record.target = compacted;
+        }
+        let target = record.target;
         let mut batch = Batch::new();
-        let ended = self.walk(&mut record, compacted, &mut batch)?;
-        if ended {
+        if self.walk(&mut record, target, &mut batch)? {
             // The events of the mark itself are walked again next time: a deletion among them is still wanted.
-            record.done = compacted;
-            (record.next_main, record.next_sub) = (compacted, 0);
+            record.done = target;
+            (record.next_main, record.next_sub) = (target, 0);
         }
         batch.put(&self.tables.meta, RECLAIM_KEY, record.encode_to_vec());
         self.tables.engine.write(batch)?;
         self.publish(&record);
-        Ok(!ended)
+        Ok(record.done < compacted)
     }
 
     /// Puts into the batch what some changes made superfluous; whether those were the last ones.

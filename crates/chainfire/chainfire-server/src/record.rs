@@ -331,6 +331,10 @@ pub(crate) struct ReclaimRecord {
     /// Logical bytes given back ever.
     #[prost(uint64, tag = "4")]
     pub(crate) freed_bytes: u64,
+    /// Compacted revision that the walk under way goes to; not beyond `done`: none is under way. A compaction
+    /// meanwhile waits for the next walk, which begins with the changes of this revision again.
+    #[prost(int64, tag = "5")]
+    pub(crate) target: i64,
 }
 
 /// Key of a [`ReclaimRecord`].
