@@ -221,7 +221,9 @@ async fn raise(node: &Node, member: NodeId) {
         member,
     };
     // An earlier release does not know the entry, and would stop.
-    if node.shared.members().level() < LEVEL || node.shared.store().alarms().is_on(alarm) {
+    let level = node.shared.members().level();
+    // One lock after the other: whoever applies takes them in the other order.
+    if level < LEVEL || node.shared.store().alarms().is_on(alarm) {
         return;
     }
     let raised = timeout(
