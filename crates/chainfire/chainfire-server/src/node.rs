@@ -319,9 +319,15 @@ pub(crate) fn previous(
     shared: &Shared,
     event: &chainfire_core::Event,
 ) -> Result<Option<chainfire_core::KeyValue>, StorageError> {
-    let Some(at) = event.prev else { return Ok(None) };
-    if event.kv.mod_revision <= shared.store().compacted() {
+    let revision = event.kv.mod_revision;
+    if revision <= shared.store().compacted() {
         return Ok(None);
     }
+    let mut at = event.prev;
+    // A key that changes twice in one revision: what counts is the pair before the revision.
+    while let Some(same) = at.filter(|at| at.main >= revision) {
+        at = shared.tables.get(same)?.and_then(|event| event.prev);
+    }
+    let Some(at) = at else { return Ok(None) };
     Ok(shared.tables.get(at)?.map(|event| event.kv))
 }
