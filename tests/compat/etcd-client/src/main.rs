@@ -55,7 +55,7 @@ async fn main() -> Result<()> {
         step("move the leader", maintenance::move_leader(&endpoints)).await?;
         step(
             "add, update and remove a member",
-            maintenance::members(&mut client),
+            maintenance::members(&endpoints),
         )
         .await?;
         step("roles", users::roles(&mut client)).await?;

@@ -78,7 +78,14 @@ impl Changer {
         let mut peer = self.node.peers.get(leader).ok_or(OpError::NoLeader)?;
         let call = peer.change_members(to_wire(change));
         match timeout_at(end + PATIENCE, call).await {
-            Ok(Ok(reply)) => from_reply(reply.into_inner()),
+            Ok(Ok(reply)) => {
+                let changed = from_reply(reply.into_inner())?;
+                // Who asked this member sees the change here next. It is made even if that cannot be had now.
+                if let Err(error) = self.node.read_barrier().await {
+                    tracing::info!(%error, "the members changed, and this member may not know it yet");
+                }
+                Ok(changed)
+            }
             Ok(Err(error)) => {
                 tracing::warn!(%error, "a change of the members was sent to the leader and not answered");
                 Err(OpError::Timeout)
