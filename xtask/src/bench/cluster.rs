@@ -1,6 +1,6 @@
 //! The two clusters: started on the same disk, with what they used of the processor and of memory.
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
@@ -30,12 +30,7 @@ pub(super) struct Programs {
 }
 
 fn free_ports(count: usize) -> Result<Vec<u16>> {
-    let held = (0..count)
-        .map(|_| TcpListener::bind("127.0.0.1:0"))
-        .collect::<Result<Vec<_>, _>>()?;
-    held.iter()
-        .map(|listener| Ok(listener.local_addr()?.port()))
-        .collect()
+    (0..count).map(|_| Ok(test_ports::keep_port()?)).collect()
 }
 
 /// What the servers of a cluster use together.

@@ -34,6 +34,7 @@ const TABLE: &[(&str, Layer, &str)] = &[
     ("kv-engine", Layer::Frame, ""),
     ("raft-host", Layer::Frame, ""),
     ("hearth-service", Layer::Frame, ""),
+    ("test-ports", Layer::Frame, ""),
     ("testkit", Layer::Frame, ""),
     ("plasmavmc-hypervisor", Layer::Frame, "plasmavmc"),
     ("chainfire-client", Layer::Client, "chainfire"),
@@ -54,6 +55,9 @@ const TABLE: &[(&str, Layer, &str)] = &[
 
 /// The simulation of a server: it links that server and testkit, and only xtask links it.
 const SIMULATIONS: &[(&str, &str)] = &[("chainfire-sim", "chainfire-server")];
+
+/// What only tests stand on.
+const FOR_TESTS: &[&str] = &["testkit", "test-ports"];
 
 /// What a pure core may not stand on: run time, network, files, clock, randomness.
 const IMPURE: &[&str] = &[
@@ -168,8 +172,8 @@ fn edge(name: &str, from: (Layer, &str), dependency: &str, to: (Layer, &str)) ->
             "`{name}` -> `{dependency}`: a simulation is for xtask only"
         ));
     }
-    if dependency == "testkit" && from.0 != Layer::Top && simulated.is_none() {
-        findings.push(format!("`{name}` -> `testkit`: testkit is a dev-dependency only"));
+    if FOR_TESTS.contains(&dependency) && from.0 != Layer::Top && simulated.is_none() {
+        findings.push(format!("`{name}` -> `{dependency}`: it is a dev-dependency only"));
     }
     let other = !to.1.is_empty() && to.1 != from.1;
     if other && from.0 != Layer::Top && to.0 != Layer::Client {

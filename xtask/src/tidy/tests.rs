@@ -144,6 +144,7 @@ fn a_simulation_is_for_xtask() {
 #[test]
 fn testkit_is_for_tests() {
     breaks("raft-host", "testkit", "dev-dependency only");
+    breaks("raft-host", "test-ports", "dev-dependency only");
     assert_eq!(
         findings_with("raft-host", "testkit", Some("dev")),
         Vec::<String>::new()

@@ -10,7 +10,7 @@
 //! server's core from that server's own simulation crate), and processes are given by path.
 //!
 //! # Entry points
-//! [`sim::run`], [`sim::run_many`], [`sim::registers`]; [`process::Process`]; [`ports::free_port`]; [`netns::Namespace`].
+//! [`sim::run`], [`sim::run_many`], [`sim::registers`]; [`process::Process`]; `test_ports::free_port` (a crate of its own); [`netns::Namespace`].
 //!
 //! # Invariants
 //! 1. One seed, one run: everything random comes from the seed, everything timed from the virtual clock.
@@ -18,6 +18,5 @@
 //! 3. Every wait on something real is bounded, and whatever a helper started is gone when it is dropped.
 
 pub mod netns;
-pub mod ports;
 pub mod process;
 pub mod sim;

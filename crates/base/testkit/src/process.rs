@@ -280,7 +280,7 @@ mod tests {
     fn an_early_end_shows_its_log_and_a_wait_is_bounded() {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("log");
-        let port = crate::ports::free_port().unwrap();
+        let port = test_ports::free_port().unwrap();
         let address = SocketAddr::from(([127, 0, 0, 1], port.port()));
         let mut early = Process::spawn("early", shell("echo no such file; exit 3"), &log).unwrap();
         let error = early

@@ -4,6 +4,7 @@ use crate::{
     Client, Error, Result,
     conn::{CallKind, STATUS_DEADLINE, cluster_stub, maintenance_stub, request},
     error::{Attempt, judge},
+    login::link,
     wire::etcdserverpb::{self as pb, MemberListRequest, StatusRequest},
 };
 
@@ -134,7 +135,7 @@ impl Client {
     pub async fn status(&self) -> Vec<(String, Result<MemberStatus>)> {
         let asks = self.endpoints().iter().map(|(endpoint, channel)| async move {
             // Without `hasleader`: a member without a leader shall say how it is.
-            let mut stub = maintenance_stub(channel.clone());
+            let mut stub = maintenance_stub(link(self.login(), channel.clone()));
             let answer = match tokio::time::timeout(STATUS_DEADLINE, stub.status(StatusRequest {})).await {
                 Err(_) => Err(Error::Timeout),
                 Ok(Err(status)) => Err(match judge(&status) {

@@ -16,6 +16,7 @@ use tonic::{Request, Status, metadata::MetadataValue, transport::Channel};
 use crate::{
     ClientConfig, Error, Result,
     error::{Attempt, judge},
+    login::{self, Link, Login},
     wire::etcdserverpb::{
         cluster_client::ClusterClient, kv_client::KvClient, lease_client::LeaseClient,
         maintenance_client::MaintenanceClient, watch_client::WatchClient,
@@ -26,6 +27,8 @@ use crate::{
 pub(crate) const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
 /// Time one attempt of a read may take before the next endpoint is asked.
 const READ_ATTEMPT: Duration = Duration::from_secs(3);
+/// How often one call signs in anew: users and roles may change while it is repeated.
+const MAX_SIGN_INS: u32 = 5;
 /// Time a member has to say how it is.
 pub(crate) const STATUS_DEADLINE: Duration = Duration::from_secs(2);
 /// Pause after every endpoint has failed once; doubles up to [`MAX_PAUSE`].
@@ -49,6 +52,8 @@ struct Shared {
     endpoints: Vec<(String, Channel)>,
     /// Index of the endpoint that calls go to now.
     current: AtomicUsize,
+    /// Who the client is beyond its certificate.
+    login: Option<Arc<Login>>,
 }
 
 /// What may be done with a call whose fate is unknown.
@@ -66,6 +71,22 @@ impl Client {
     /// A client of the members in `config`; connects when first used. Without an identity it speaks plain text
     /// (loopback tools only).
     pub fn connect(config: &ClientConfig, identity: Option<Identity>) -> Result<Client> {
+        Client::open(config, identity, None)
+    }
+
+    /// The same as the user `name` (etcd's `--user`). It signs in when first used and again whenever its token ends; a
+    /// wrong password is an [`Error::Etcd`] of the call. Where authentication is off, the name does not matter.
+    pub fn connect_as(
+        config: &ClientConfig,
+        identity: Option<Identity>,
+        name: impl Into<String>,
+        password: impl Into<String>,
+    ) -> Result<Client> {
+        let login = Login::new(name.into(), password.into());
+        Client::open(config, identity, Some(Arc::new(login)))
+    }
+
+    fn open(config: &ClientConfig, identity: Option<Identity>, login: Option<Arc<Login>>) -> Result<Client> {
         if config.endpoints.is_empty() {
             return Err(Error::Endpoint {
                 endpoint: String::new(),
@@ -80,6 +101,7 @@ impl Client {
         let shared = Shared {
             endpoints,
             current: AtomicUsize::new(0),
+            login,
         };
         Ok(Client {
             shared: Arc::new(shared),
@@ -98,6 +120,15 @@ impl Client {
 
     pub(crate) fn endpoints(&self) -> &[(String, Channel)] {
         &self.shared.endpoints
+    }
+
+    /// Whether a new token may help against this refusal.
+    pub(crate) fn renews(&self, status: &Status) -> bool {
+        login::renews(self.login(), status.message())
+    }
+
+    pub(crate) fn login(&self) -> Option<&Arc<Login>> {
+        self.shared.login.as_ref()
     }
 
     /// The endpoint in use and its channel.
@@ -120,12 +151,15 @@ impl Client {
     /// Runs one call under the retry rule.
     pub(crate) async fn call<T, F, Fut>(&self, kind: CallKind, attempt: F) -> Result<T>
     where
-        F: Fn(Channel) -> Fut,
+        F: Fn(Link) -> Fut,
         Fut: Future<Output = std::result::Result<T, Status>>,
     {
         let end = Instant::now() + self.deadline;
         let mut pause = FIRST_PAUSE;
         let mut failures = 0;
+        let mut sign_ins = 0;
+        // Why it goes on trying. When the time ends within an attempt, this says more than that.
+        let mut refused = None;
         loop {
             let (index, channel) = self.current();
             let attempt_end = match kind {
@@ -133,17 +167,32 @@ impl Client {
                 // A write that is given up is lost from sight: it gets all the time there is.
                 CallKind::Write | CallKind::Slow => end,
             };
-            let failed = match timeout_at(attempt_end, attempt(channel)).await {
-                Ok(Ok(reply)) => return Ok(reply),
-                Ok(Err(status)) => judge(&status),
-                Err(_) => Attempt::Unknown("no answer within the deadline".into()),
+            let signed_in = timeout_at(attempt_end, login::sign_in(self.login(), channel)).await;
+            let failed = match signed_in {
+                Ok(Ok(link)) => match timeout_at(attempt_end, attempt(link)).await {
+                    Ok(Ok(reply)) => return Ok(reply),
+                    Ok(Err(status)) if sign_ins < MAX_SIGN_INS && self.renews(&status) => {
+                        sign_ins += 1;
+                        continue;
+                    }
+                    Ok(Err(status)) => judge(&status),
+                    Err(_) => Attempt::Unknown("no answer within the deadline".into()),
+                },
+                // Nothing but the sign-in was sent.
+                Ok(Err(status)) => match judge(&status) {
+                    Attempt::Unknown(detail) => Attempt::NotApplied(Error::Unavailable { detail }),
+                    judged => judged,
+                },
+                Err(_) => Attempt::NotApplied(Error::Unavailable {
+                    detail: "no answer to the sign-in within the deadline".into(),
+                }),
             };
             let error = match (failed, kind) {
                 (Attempt::Final(error), _) => return Err(error),
                 (Attempt::NotApplied(error), _) => error,
                 (Attempt::Unknown(detail), CallKind::Write) => return Err(Error::UnknownOutcome { detail }),
                 (Attempt::Unknown(_), _) if Instant::now() >= end => {
-                    return Err(Error::Timeout);
+                    return Err(refused.unwrap_or(Error::Timeout));
                 }
                 (Attempt::Unknown(detail), _) => Error::Unavailable { detail },
             };
@@ -154,6 +203,7 @@ impl Client {
                 if wake >= end {
                     return Err(error);
                 }
+                refused = Some(error);
                 sleep_until(wake).await;
                 pause = (pause * 2).min(MAX_PAUSE);
             }
@@ -182,22 +232,22 @@ pub(crate) fn request<T>(message: T) -> Request<T> {
     request
 }
 
-pub(crate) fn kv_stub(channel: Channel) -> KvClient<Channel> {
+pub(crate) fn kv_stub(channel: Link) -> KvClient<Link> {
     KvClient::new(channel).max_decoding_message_size(MAX_REPLY_BYTES)
 }
 
-pub(crate) fn watch_stub(channel: Channel) -> WatchClient<Channel> {
+pub(crate) fn watch_stub(channel: Link) -> WatchClient<Link> {
     WatchClient::new(channel).max_decoding_message_size(MAX_REPLY_BYTES)
 }
 
-pub(crate) fn lease_stub(channel: Channel) -> LeaseClient<Channel> {
+pub(crate) fn lease_stub(channel: Link) -> LeaseClient<Link> {
     LeaseClient::new(channel).max_decoding_message_size(MAX_REPLY_BYTES)
 }
 
-pub(crate) fn cluster_stub(channel: Channel) -> ClusterClient<Channel> {
+pub(crate) fn cluster_stub(channel: Link) -> ClusterClient<Link> {
     ClusterClient::new(channel)
 }
 
-pub(crate) fn maintenance_stub(channel: Channel) -> MaintenanceClient<Channel> {
+pub(crate) fn maintenance_stub(channel: Link) -> MaintenanceClient<Link> {
     MaintenanceClient::new(channel)
 }

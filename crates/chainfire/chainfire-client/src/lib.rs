@@ -19,6 +19,7 @@ mod election;
 mod error;
 mod kv;
 mod lease;
+mod login;
 mod maintenance;
 mod txn;
 mod watch;

@@ -8,7 +8,7 @@
 //!    └── Done: compacted (said once), or permission denied
 //! ```
 
-use std::{future::Future, pin::Pin, time::Duration};
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -24,6 +24,7 @@ use crate::{
     conn::{request, watch_stub},
     error::{Attempt, judge},
     kv::{prefix_range, revision_of},
+    login::{self, Login},
     wire::{
         etcdserverpb::{
             WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
@@ -209,7 +210,8 @@ impl Watcher {
                 State::Waiting { until } => {
                     sleep_until(*until).await;
                     let (endpoint, channel) = self.client.current();
-                    let opening = Box::pin(open(channel, self.options.clone(), self.next));
+                    let login = self.client.login().cloned();
+                    let opening = Box::pin(open(channel, login, self.options.clone(), self.next));
                     self.state = State::Opening { endpoint, opening };
                 }
                 State::Opening { endpoint, opening } => {
@@ -260,9 +262,10 @@ impl Watcher {
 
     /// The stream is gone: wait a little, then go on at the same revision with the next endpoint.
     fn broke(&mut self, endpoint: usize, status: &Status) {
+        let renews = login::renews(self.client.login(), status.message());
         self.state = match judge(status) {
-            Attempt::Final(error) => State::Done(error),
-            Attempt::NotApplied(_) | Attempt::Unknown(_) => {
+            Attempt::Final(error) if !renews => State::Done(error),
+            _ => {
                 tracing::debug!(%status, next = self.next, "watch stream broke; resuming");
                 self.client.rotate(endpoint);
                 let until = Instant::now() + self.pause;
@@ -283,6 +286,10 @@ impl Watcher {
         }
         if reply.canceled {
             // A refusal of the request itself comes as created and canceled; else the server dropped a live watch.
+            if login::renews(self.client.login(), &reply.cancel_reason) {
+                self.broke(endpoint, &Status::unavailable(reply.cancel_reason));
+                return None;
+            }
             let denied = reply.cancel_reason.contains("permission denied");
             let refusal = reply.created && !reply.cancel_reason.is_empty();
             match (denied, refusal) {
@@ -325,6 +332,7 @@ impl Watcher {
 
 async fn open(
     channel: tonic::transport::Channel,
+    login: Option<Arc<Login>>,
     options: WatchOptions,
     start_revision: i64,
 ) -> std::result::Result<Open, Status> {
@@ -344,7 +352,8 @@ async fn open(
         .try_send(create)
         .map_err(|_| Status::internal("the watch request queue is full"))?;
     let open = async move {
-        let mut replies = watch_stub(channel)
+        let link = login::sign_in(login.as_ref(), channel).await?;
+        let mut replies = watch_stub(link)
             .watch(request(ReceiverStream::new(queue)))
             .await?
             .into_inner();

@@ -112,7 +112,7 @@ impl Drop for Judge {
 }
 
 fn free_address() -> SocketAddr {
-    UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    SocketAddr::from(([127, 0, 0, 1], test_ports::keep_port().unwrap()))
 }
 
 impl Judge {

@@ -15,7 +15,7 @@
 pub mod disk;
 
 use std::{
-    net::{Ipv4Addr, TcpListener},
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, SystemTime},
@@ -419,12 +419,7 @@ pub fn fed(mut command: Command, input: &str) -> std::process::Output {
 
 /// Ports that were free a moment ago, all different.
 pub fn free_ports(count: usize) -> Vec<u16> {
-    let held: Vec<TcpListener> = (0..count)
-        .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-        .collect();
-    held.iter()
-        .map(|listener| listener.local_addr().unwrap().port())
-        .collect()
+    (0..count).map(|_| test_ports::keep_port().unwrap()).collect()
 }
 
 /// Waits until `check` holds.

@@ -1,7 +1,7 @@
 //! A cluster for one test: a store, certificates, a world of rights, servers. Everything goes when it is dropped.
 
 use std::ffi::OsStr;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -43,11 +43,7 @@ impl Drop for Store {
 }
 
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
+    test_ports::keep_port().unwrap()
 }
 
 impl Store {
