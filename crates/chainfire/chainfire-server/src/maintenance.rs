@@ -199,9 +199,12 @@ impl Maintenance for MaintenanceService {
 
     async fn downgrade(
         &self,
-        _request: Request<pb::DowngradeRequest>,
+        request: Request<pb::DowngradeRequest>,
     ) -> Result<Response<pb::DowngradeResponse>, Status> {
-        Err(Status::unimplemented("not served yet"))
+        let credential = Credential::of(&request);
+        let caller = self.node.caller(&credential).await.map_err(status)?;
+        caller.administer().map_err(status)?;
+        Err(status(downgrade_refusal(&request.into_inner())))
     }
 
     type SnapshotStream = Pin<Box<dyn Stream<Item = Result<pb::SnapshotResponse, Status>> + Send>>;
@@ -215,5 +218,21 @@ impl Maintenance for MaintenanceService {
         caller.administer().map_err(status)?;
         let pieces = snapshot::stream(&self.node, &self.snapshots).await?;
         Ok(Response::new(Box::pin(pieces)))
+    }
+}
+
+/// No release writes an older one's format, so no target is valid and no downgrade is ever under way. The way back is a
+/// backup.
+fn downgrade_refusal(wish: &pb::DowngradeRequest) -> OpError {
+    if wish.action() == pb::downgrade_request::DowngradeAction::Cancel {
+        return OpError::NoInflightDowngrade;
+    }
+    let numbers = wish.version.split(['-', '+']).next().unwrap_or_default();
+    let parts: Vec<&str> = numbers.split('.').collect();
+    let numeric = parts.iter().all(|part| part.parse::<u64>().is_ok());
+    if numeric && (2..=3).contains(&parts.len()) {
+        OpError::InvalidDowngradeTargetVersion
+    } else {
+        OpError::WrongDowngradeVersionFormat
     }
 }

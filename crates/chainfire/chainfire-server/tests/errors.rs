@@ -6,8 +6,9 @@ mod common;
 
 use bytes::Bytes;
 use chainfire_client::wire::etcdserverpb::{
-    self as pb, cluster_client::ClusterClient, kv_client::KvClient, lease_client::LeaseClient,
-    maintenance_client::MaintenanceClient, request_op::Request as Op,
+    self as pb, cluster_client::ClusterClient, downgrade_request::DowngradeAction as Downgrade,
+    kv_client::KvClient, lease_client::LeaseClient, maintenance_client::MaintenanceClient,
+    request_op::Request as Op,
 };
 use chainfire_core::{OpError, error::TABLE};
 use common::Cluster;
@@ -29,7 +30,7 @@ use Case::{Never, Tested};
 
 /// Needs users and roles, which have tests of their own.
 const USERS: Case = Tested("the tests of users and roles");
-const DOWNGRADE: Case = Never("there is one storage version, so there is nothing to downgrade to");
+const DOWNGRADE: Case = Never("no target is valid, so no downgrade is ever under way");
 
 fn made<T>(reply: Result<T, Status>) -> Case {
     Case::Made(reply.err().expect("it must be refused"))
@@ -96,6 +97,14 @@ impl Calls {
             .await
             .unwrap();
         made(self.kv.range(range(1, 0)).await)
+    }
+
+    async fn downgrade(&mut self, action: Downgrade, version: &str) -> Case {
+        let wish = pb::DowngradeRequest {
+            action: action.into(),
+            version: version.into(),
+        };
+        made(self.maintenance.downgrade(wish).await)
     }
 
     async fn member(&mut self) -> Case {
@@ -217,11 +226,10 @@ impl Calls {
             | E::InvalidAuthToken
             | E::InvalidAuthMgmt
             | E::AuthOldRevision => USERS,
-            E::WrongDowngradeVersionFormat
-            | E::InvalidDowngradeTargetVersion
-            | E::ClusterVersionUnavailable
-            | E::DowngradeInProcess
-            | E::NoInflightDowngrade => DOWNGRADE,
+            E::WrongDowngradeVersionFormat => self.downgrade(Downgrade::Validate, "old").await,
+            E::InvalidDowngradeTargetVersion => self.downgrade(Downgrade::Enable, "3.5").await,
+            E::NoInflightDowngrade => self.downgrade(Downgrade::Cancel, "").await,
+            E::ClusterVersionUnavailable | E::DowngradeInProcess => DOWNGRADE,
         }
     }
 }
