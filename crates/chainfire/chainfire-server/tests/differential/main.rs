@@ -141,6 +141,8 @@ impl Pair {
                     next_watcher += 1;
                     if next_watcher > WATCHERS {
                         watching.cancel(next_watcher - WATCHERS).await;
+                        // Before the next change: whether that is told before the end would be a race.
+                        watching.compare(revision).await.map_err(failed)?;
                     }
                     continue;
                 }
