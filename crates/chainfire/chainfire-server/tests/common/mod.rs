@@ -39,6 +39,8 @@ pub struct Member {
     pub dir: PathBuf,
     /// A bug that the member is to have.
     bug: Option<String>,
+    /// More of its environment, from its next start on.
+    pub environment: Vec<(String, String)>,
     child: Option<Child>,
 }
 
@@ -75,6 +77,7 @@ impl Member {
             .unwrap();
         let child = program(&self.dir.join("conf.toml"))
             .envs(self.bug.as_ref().map(|bug| (MEMBER_BUG, bug)))
+            .envs(self.environment.iter().cloned())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .stdin(Stdio::null())
@@ -157,6 +160,7 @@ impl Cluster {
                 peer: format!("127.0.0.1:{}", pair[1]),
                 dir: member_dir,
                 bug: bug.map(str::to_owned),
+                environment: Vec::new(),
                 child: None,
             });
         }
@@ -183,6 +187,7 @@ impl Cluster {
             peer: format!("127.0.0.1:{}", ports[1]),
             dir,
             bug: None,
+            environment: Vec::new(),
             child: None,
         });
         n
