@@ -30,6 +30,12 @@ impl Version {
     pub fn has_range_stream(self) -> bool {
         self >= Version(3, 7)
     }
+
+    /// Whether a compaction removes a deletion of the very revision that it keeps: a watcher that begins there, as it
+    /// may, then misses it. Later releases of etcd keep it, as Chainfire does.
+    pub fn forgets_deletion_compacted_to(self) -> bool {
+        self < Version(3, 5)
+    }
 }
 
 /// What the watchers' comparison leaves out: etcd names the oldest revision left when it ends a watcher that wants a

@@ -113,7 +113,7 @@ impl Pair {
     async fn play(&mut self, seed: u64, steps: usize) -> Result<Run, String> {
         let mut random = Random::new(seed);
         let mut watching = Watching::open(&self.ours, &self.theirs, self.patience).await;
-        let (mut refused, mut revision, mut next_watcher) = (0, 1, 1);
+        let (mut refused, mut revision, mut next_watcher, mut compacted) = (0, 1, 1, 0);
         for n in 0..steps {
             let step = Step::random(
                 &mut random,
@@ -132,6 +132,12 @@ impl Pair {
                     let mut create = create.clone();
                     if watching.has_ended(create.watch_id) {
                         create.watch_id = next_watcher;
+                    }
+                    if compacted > 0
+                        && create.start_revision == compacted
+                        && self.version.forgets_deletion_compacted_to()
+                    {
+                        create.start_revision += 1;
                     }
                     watching.create(&create).await;
                     if (1..=revision).contains(&create.start_revision) {
@@ -163,6 +169,11 @@ impl Pair {
             let (theirs, ours) = both.map_err(|_| failed("no answer".into()))?;
             if ours != theirs && known::explained(self.version, &step, &ours, &theirs).is_none() {
                 return Err(failed(difference(&ours, &theirs)));
+            }
+            if let Step::Compact(compaction) = &step
+                && !theirs.is_refusal()
+            {
+                compacted = compaction.revision;
             }
             refused += usize::from(theirs.is_refusal());
             revision = theirs.revision().unwrap_or(revision).max(revision);
