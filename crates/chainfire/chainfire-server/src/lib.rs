@@ -25,6 +25,7 @@
 mod agreement;
 mod auth;
 mod backups;
+mod calls;
 mod candidacy;
 mod clock;
 mod cluster;

@@ -25,6 +25,7 @@ use crate::{
     Config, ConfigProblem, agreement,
     auth::{AuthService, Hasher, TokenConfig, TokenConfigProblem, TokenProvider},
     backups,
+    calls::{self, Calls},
     cluster::ClusterService,
     election::ElectionService,
     gateway, history, incarnation,
@@ -244,7 +245,7 @@ where
         max_connections: MAX_CLIENTS,
     };
     let routes = client_routes(&node, &lessor, &hub, &changer).add_service(grpc_health);
-    let routes = without_learners(&node, routes);
+    let routes = counted(without_learners(&node, routes), &health)?;
     let gateway = gateway::router(&routes, &tasks)
         .map_err(|error| ServerError::State(format!("the JSON gateway cannot be made: {error}")))?;
     let router = routes
@@ -368,6 +369,15 @@ fn without_learners(node: &Node, routes: Routes) -> Routes {
     let refuse = middleware::from_fn_with_state(node.clone(), learner::refuse);
     let translate = middleware::map_response(oversize::translate);
     Routes::from(routes.into_axum_router().layer(refuse).layer(translate))
+}
+
+/// The services with their calls counted, the refused ones too.
+fn counted(routes: Routes, health: &Health) -> Result<Routes, ServerError> {
+    let calls = Calls::new()
+        .map_err(|error| ServerError::State(format!("the table of calls cannot be made: {error}")))?;
+    health.register(|registry| registry.register_collector(Box::new(calls.clone())));
+    let count = middleware::from_fn_with_state(calls, calls::count);
+    Ok(Routes::from(routes.into_axum_router().layer(count)))
 }
 
 /// Runs the watch hub until the stop.

@@ -571,6 +571,11 @@ async fn probes_are_etcds() {
     }
     let (_, metrics) = get("/metrics");
     assert!(metrics.contains("etcd_server_has_leader 1"), "{metrics}");
+    // What made the cluster ready was counted, how it ended too.
+    let reads = "grpc_server_handled_total{grpc_code=\"OK\",grpc_method=\"Range\",grpc_service=\"etcdserverpb.KV\",\
+                 grpc_type=\"unary\"} ";
+    let reads = metrics.lines().find_map(|line| line.strip_prefix(reads));
+    assert!(reads.is_some_and(|count| count != "0"), "{metrics}");
 
     cluster.members[1].kill();
     cluster.members[2].kill();
