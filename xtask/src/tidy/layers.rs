@@ -37,6 +37,8 @@ const TABLE: &[(&str, Layer, &str)] = &[
     ("test-ports", Layer::Frame, ""),
     ("testkit", Layer::Frame, ""),
     ("plasmavmc-hypervisor", Layer::Frame, "plasmavmc"),
+    // For development only: the suite over the hypervisors, and the imitation of one.
+    ("plasmavmc-contract", Layer::Frame, "plasmavmc"),
     ("chainfire-client", Layer::Client, "chainfire"),
     ("iam-client", Layer::Client, "aegis"),
     ("plasmavmc-client", Layer::Client, "plasmavmc"),

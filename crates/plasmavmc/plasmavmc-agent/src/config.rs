@@ -51,6 +51,9 @@ pub struct AgentConfig {
     /// What guests run on.
     #[serde(default)]
     pub accelerator: Preference,
+    /// Hypervisors beside QEMU, by name, each with settings that only its backend reads.
+    #[serde(default)]
+    pub hypervisors: BTreeMap<String, serde_json::Value>,
     /// DNS server that guests' questions are relayed to.
     pub resolver: SocketAddr,
     /// Virtual CPUs that may be given to guests; 0: as many as the machine has.

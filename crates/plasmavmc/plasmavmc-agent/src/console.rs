@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use hearth_service::tasks::{Kind, Tasks};
+use plasmavmc_hypervisor::ConsoleStream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
 use tokio::sync::{broadcast, mpsc};
 
 /// Output that a new viewer sees first.
@@ -56,7 +56,7 @@ pub(crate) struct Console(Arc<Mutex<Option<Live>>>);
 
 impl Console {
     /// Takes over a fresh connection to the guest's serial port. Ends by itself with the machine.
-    pub(crate) fn connect(&self, stream: UnixStream, history: Vec<u8>, tasks: &Tasks) {
+    pub(crate) fn connect(&self, stream: Box<dyn ConsoleStream>, history: Vec<u8>, tasks: &Tasks) {
         let (input, keys) = mpsc::channel(MAX_INPUT);
         let live = Live {
             history: history.into(),
@@ -93,11 +93,11 @@ impl Console {
 
     async fn serve(
         &self,
-        stream: UnixStream,
+        stream: Box<dyn ConsoleStream>,
         mut keys: mpsc::Receiver<Bytes>,
         own: &broadcast::Sender<Bytes>,
     ) {
-        let (mut reader, mut writer) = stream.into_split();
+        let (mut reader, mut writer) = tokio::io::split(stream);
         let mut buffer = vec![0; READ_BYTES];
         let output = async {
             // Always read, viewer or not: a guest whose console is not read stands still.
@@ -128,6 +128,7 @@ impl Console {
 mod tests {
     use super::*;
     use std::time::Duration;
+    use tokio::net::UnixStream;
 
     async fn read(viewer: &mut Viewer) -> Bytes {
         tokio::time::timeout(Duration::from_secs(5), viewer.output.recv())
@@ -141,7 +142,7 @@ mod tests {
         let (tasks, console) = (Tasks::new(), Console::default());
         assert_eq!(console.attach().unwrap_err(), NoConsole);
         let (ours, mut guest) = UnixStream::pair().unwrap();
-        console.connect(ours, b"earlier ".to_vec(), &tasks);
+        console.connect(Box::new(ours), b"earlier ".to_vec(), &tasks);
         let mut first = console.attach().unwrap();
         guest.write_all(b"boot").await.unwrap();
         assert_eq!(read(&mut first).await, "boot");
@@ -167,7 +168,7 @@ mod tests {
     async fn nobody_looking_does_not_stop_the_guest_and_history_is_bounded() {
         let (tasks, console) = (Tasks::new(), Console::default());
         let (ours, mut guest) = UnixStream::pair().unwrap();
-        console.connect(ours, Vec::new(), &tasks);
+        console.connect(Box::new(ours), Vec::new(), &tasks);
         let lines = vec![b'a'; 4 * HISTORY_BYTES];
         tokio::time::timeout(Duration::from_secs(10), guest.write_all(&lines))
             .await

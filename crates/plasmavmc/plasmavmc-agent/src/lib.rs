@@ -44,8 +44,7 @@ use hearth_service::health::{self, Health};
 use hearth_service::server::{BindError, Listener, ServeOptions, serve};
 use hearth_service::tasks::{Kind, Tasks};
 use hearth_service::tls::{Identity, TlsError};
-use plasmavmc_hypervisor::kvm::probe;
-use plasmavmc_hypervisor::{HypervisorError, HypervisorRegistry, KvmBackend};
+use plasmavmc_hypervisor::{Host, HypervisorError, HypervisorRegistry};
 
 pub use config::{AgentConfig, Config, MEMORY_RESERVE_MIB, NetworkPreference};
 
@@ -193,14 +192,22 @@ async fn open_node(
 ) -> Result<(Arc<Node>, Health), AgentError> {
     let agent = config.agent.clone();
     let verdicts = agent.verdict_dir.clone().unwrap_or_else(|| data_dir.to_owned());
-    let accelerator = probe::decide(agent.accelerator, agent.probe_image.as_deref(), &verdicts).await?;
-    tracing::info!(
-        accelerator = accelerator.kind.as_str(),
-        reason = accelerator.reason,
-        "accelerator of guests"
-    );
-    let mut registry = HypervisorRegistry::new();
-    registry.register(Arc::new(KvmBackend::new(&data_dir.join("vms"), accelerator)?));
+    let host = Host {
+        data_dir: data_dir.to_owned(),
+        accelerator: agent.accelerator,
+        probe_image: agent.probe_image.clone(),
+        verdict_dir: verdicts,
+    };
+    let registry = HypervisorRegistry::open(&host, &agent.hypervisors).await?;
+    for hypervisor in registry.iter() {
+        let accelerator = hypervisor.accelerator();
+        tracing::info!(
+            hypervisor = hypervisor.name(),
+            accelerator = accelerator.kind.as_str(),
+            reason = accelerator.reason,
+            "hypervisor of guests"
+        );
+    }
     let images = ImageCache::open(
         &data_dir.join("images"),
         agent.image_cache_mib,

@@ -372,7 +372,7 @@ impl Node {
             0 => machine_memory_mib().saturating_sub(MEMORY_RESERVE_MIB),
             given => given,
         };
-        let accelerator = self.registry.iter().next().map(|h| h.accelerator());
+        let accelerator = self.registry.get("").ok().map(|h| h.accelerator());
         NodeStatus {
             vcpus,
             memory_bytes: memory_mib << 20,

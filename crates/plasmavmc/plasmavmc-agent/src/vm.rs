@@ -262,7 +262,7 @@ impl Actor {
         let state = machine.status().await?;
         let stale = machine.info().epoch != wanted.epoch;
         if !stale && matches!(state, RunState::Running | RunState::Paused(_)) {
-            if let Err(error) = machine.trim_console_log() {
+            if let Err(error) = machine.trim_logs() {
                 tracing::warn!(%error, vm = %self.id, "cannot shorten the console's log");
             }
             return Ok(());

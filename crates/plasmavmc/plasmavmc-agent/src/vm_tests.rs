@@ -65,6 +65,7 @@ async fn start_node(dir: &std::path::Path, host: &FakeHost) -> (Arc<Node>, Tasks
         memory_mib: 512,
         probe_image: None,
         verdict_dir: None,
+        hypervisors: BTreeMap::new(),
         image_cache_mib: 1,
         metrics_listen: None,
         forward_ports: Vec::new(),

@@ -20,6 +20,34 @@ pub enum HypervisorError {
     /// A start was asked for while a process of this machine runs.
     #[error("machine `{0}` is already running")]
     AlreadyRunning(String),
+    /// The machine is not in a state for this.
+    #[error("machine `{machine}` is {state}: it cannot {act}")]
+    WrongState {
+        /// Which machine.
+        machine: String,
+        /// What it is.
+        state: &'static str,
+        /// What was asked of it.
+        act: &'static str,
+    },
+    /// This hypervisor has no such thing.
+    #[error("{hypervisor} cannot {what}")]
+    Unsupported {
+        /// Its name.
+        hypervisor: &'static str,
+        /// What was asked, and what to do instead.
+        what: String,
+    },
+    /// The hypervisor's own interface refused a request.
+    #[error("{program} refused `{request}`: {message}")]
+    Refused {
+        /// Its name.
+        program: &'static str,
+        /// What was sent, in short.
+        request: String,
+        /// Its own words.
+        message: String,
+    },
     /// The image is not safe or not usable as a base.
     #[error("image `{path}` is refused: {reason}")]
     BadImage {

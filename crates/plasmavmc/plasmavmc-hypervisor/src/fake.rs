@@ -12,15 +12,18 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use tokio::io::AsyncWriteExt;
-use tokio::net::UnixStream;
 
+use crate::serial::ConsoleStream;
 use crate::{
-    Accelerator, AcceleratorKind, Adopted, Ended, Hypervisor, HypervisorError, Inventory, Machine, MachineId,
-    MachineInfo, MachineSpec, RunState,
+    Accelerator, AcceleratorKind, Adopted, Capabilities, Ended, Hypervisor, HypervisorError, Inventory,
+    Machine, MachineId, MachineInfo, MachineSpec, RunState,
 };
 
 /// How often a waiting owner looks again.
 const POLL: Duration = Duration::from_millis(5);
+/// What a guest says when it comes up.
+const GREETING: &[u8] = b"imitated console\r\n";
+const CONSOLE_BYTES: usize = 4096;
 
 #[derive(Debug, Clone)]
 struct FakeMachine {
@@ -105,6 +108,7 @@ impl FakeHost {
 /// A backend over a [`FakeHost`].
 #[derive(Debug)]
 pub struct FakeHypervisor {
+    name: &'static str,
     host: FakeHost,
     accelerator: Accelerator,
 }
@@ -113,8 +117,15 @@ impl FakeHypervisor {
     /// A backend named `kvm` over `host`.
     #[must_use]
     pub fn new(host: FakeHost) -> Self {
+        Self::named("kvm", host)
+    }
+
+    /// A backend of another name, to show that names are all that its owners know of it.
+    #[must_use]
+    pub fn named(name: &'static str, host: FakeHost) -> Self {
         let reason = "an imitation for tests".to_owned();
         Self {
+            name,
             host,
             accelerator: Accelerator {
                 kind: AcceleratorKind::Tcg,
@@ -155,7 +166,8 @@ impl FakeRunning {
         }
     }
 
-    fn act(&self, act: impl FnOnce(&mut FakeMachine)) -> Result<(), HypervisorError> {
+    fn act(&self, name: &'static str, act: impl FnOnce(&mut FakeMachine)) -> Result<(), HypervisorError> {
+        self.now().expect_guest(&self.info.id, name)?;
         match self.host.state().machines.get_mut(&self.info.id) {
             Some(machine) if machine.pid == self.info.pid && machine.ended.is_none() => {
                 act(machine);
@@ -187,7 +199,7 @@ impl Machine for FakeRunning {
 
     fn press_power_button(&mut self) -> BoxFuture<'_, Result<(), HypervisorError>> {
         let deaf = self.host.state().deaf_guests;
-        let result = self.act(|m| {
+        let result = self.act("be asked to switch off", |m| {
             if !deaf {
                 m.state = RunState::PoweredOff;
             }
@@ -196,17 +208,17 @@ impl Machine for FakeRunning {
     }
 
     fn pause(&mut self) -> BoxFuture<'_, Result<(), HypervisorError>> {
-        let result = self.act(|m| m.state = RunState::Paused("paused".to_owned()));
+        let result = self.act("be paused", |m| m.state = RunState::Paused("paused".to_owned()));
         Box::pin(async move { result })
     }
 
     fn resume(&mut self) -> BoxFuture<'_, Result<(), HypervisorError>> {
-        let result = self.act(|m| m.state = RunState::Running);
+        let result = self.act("go on", |m| m.state = RunState::Running);
         Box::pin(async move { result })
     }
 
     fn reset(&mut self) -> BoxFuture<'_, Result<(), HypervisorError>> {
-        let result = self.act(|m| m.resets += 1);
+        let result = self.act("be reset", |m| m.resets += 1);
         Box::pin(async move { result })
     }
 
@@ -227,30 +239,48 @@ impl Machine for FakeRunning {
         Box::pin(async move { Ok(ended) })
     }
 
-    fn console(&self) -> BoxFuture<'_, io::Result<UnixStream>> {
+    fn console(&self) -> BoxFuture<'_, io::Result<Box<dyn ConsoleStream>>> {
         Box::pin(async {
-            let (ours, mut theirs) = UnixStream::pair()?;
-            theirs.write_all(b"imitated console\r\n").await?;
-            Ok(ours)
+            // Says one line and hears every word, like a guest that nobody has logged in to.
+            let (ours, mut theirs) = tokio::io::duplex(CONSOLE_BYTES);
+            theirs.write_all(GREETING).await?;
+            Ok(Box::new(tokio::io::join(ours, tokio::io::sink())) as Box<dyn ConsoleStream>)
         })
     }
 
-    fn console_history(&self, _max: usize) -> io::Result<Vec<u8>> {
-        Ok(Vec::new())
+    fn console_history(&self, max: usize) -> io::Result<Vec<u8>> {
+        let boots = self.host.resets(&self.info.id) as usize + 1;
+        let all = GREETING.repeat(boots);
+        Ok(all
+            .get(all.len().saturating_sub(max)..)
+            .unwrap_or_default()
+            .to_vec())
     }
 
-    fn trim_console_log(&self) -> io::Result<()> {
+    fn trim_logs(&self) -> io::Result<()> {
         Ok(())
     }
 }
 
 impl Hypervisor for FakeHypervisor {
     fn name(&self) -> &'static str {
-        "kvm"
+        self.name
     }
 
     fn accelerator(&self) -> &Accelerator {
         &self.accelerator
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            max_vcpus: crate::spec::MAX_VCPUS,
+            user_network: true,
+            reboot_by_guest: true,
+            reset_in_place: true,
+            vnc: false,
+            hot_plug_disks: false,
+            live_migration: false,
+        }
     }
 
     fn start<'a>(

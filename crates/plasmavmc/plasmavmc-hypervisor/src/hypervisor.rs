@@ -18,9 +18,9 @@ use std::io;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use tokio::net::UnixStream;
 
 use crate::intent::Ended;
+use crate::serial::ConsoleStream;
 use crate::{Accelerator, HypervisorError, MachineId, MachineSpec};
 
 /// State of a machine's process and guest.
@@ -34,6 +34,42 @@ pub enum RunState {
     PoweredOff,
     /// There is no process any more, and nobody here ended it.
     Gone,
+}
+
+impl RunState {
+    /// An error unless there is a guest, running or paused, that can do something.
+    pub(crate) fn expect_guest(&self, id: &MachineId, act: &'static str) -> Result<(), HypervisorError> {
+        let state = match self {
+            Self::Running | Self::Paused(_) => return Ok(()),
+            Self::PoweredOff => "switched off",
+            Self::Gone => "gone",
+        };
+        Err(HypervisorError::WrongState {
+            machine: id.to_string(),
+            state,
+            act,
+        })
+    }
+}
+
+/// What a backend can do beyond the trait, said honestly: what is false here is refused with a clear error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Most virtual CPUs of a machine.
+    pub max_vcpus: u32,
+    /// Takes [`crate::NetBackend::User`].
+    pub user_network: bool,
+    /// A guest that reboots by itself comes up again in the same machine. Where this is false, a
+    /// reboot from inside ends the machine as if the guest had switched itself off.
+    pub reboot_by_guest: bool,
+    /// [`Machine::reset`] keeps the process; else it is a new one with a new pid.
+    pub reset_in_place: bool,
+    /// A graphical console.
+    pub vnc: bool,
+    /// Disks can come and go while the guest runs.
+    pub hot_plug_disks: bool,
+    /// A running guest can move to another host.
+    pub live_migration: bool,
 }
 
 /// What is known of a running machine.
@@ -92,25 +128,27 @@ pub trait Machine: Send + Sync + fmt::Debug {
     /// Waits until something has happened that makes asking [`Machine::status`] worthwhile.
     /// May be dropped at any time and called again without losing anything.
     fn changed(&mut self) -> BoxFuture<'_, ()>;
-    /// Presses the power button (ACPI); the guest decides what to do.
+    /// Presses the power button (ACPI, or what the machine has instead); the guest decides what to do.
     ///
     /// # Errors
-    /// When the monitor does not answer.
+    /// [`HypervisorError::WrongState`] without a guest; when the monitor does not answer.
     fn press_power_button(&mut self) -> BoxFuture<'_, Result<(), HypervisorError>>;
-    /// Stops the guest's CPUs.
+    /// Stops the guest's CPUs. Harmless when they stand still already. A paused guest stays paused when
+    /// its owner dies and another adopts it.
     ///
     /// # Errors
-    /// When the monitor does not answer.
+    /// [`HypervisorError::WrongState`] without a guest; when the monitor does not answer.
     fn pause(&mut self) -> BoxFuture<'_, Result<(), HypervisorError>>;
-    /// Lets them go on.
+    /// Lets them go on. Harmless when they run.
     ///
     /// # Errors
-    /// When the monitor does not answer.
+    /// [`HypervisorError::WrongState`] without a guest; when the monitor does not answer.
     fn resume(&mut self) -> BoxFuture<'_, Result<(), HypervisorError>>;
-    /// Resets the machine as its reset button would.
+    /// Resets the machine as its reset button would. [`Machine::info`] may tell another process
+    /// afterwards ([`Capabilities::reset_in_place`]).
     ///
     /// # Errors
-    /// When the monitor does not answer.
+    /// [`HypervisorError::WrongState`] without a guest; when the monitor does not answer.
     fn reset(&mut self) -> BoxFuture<'_, Result<(), HypervisorError>>;
     /// Ends the process, by its monitor or else by a signal, and records how it ended.
     /// Returns only when the process is gone. Calling it again is harmless.
@@ -119,25 +157,32 @@ pub trait Machine: Send + Sync + fmt::Debug {
     /// When the process cannot be ended or the record cannot be written.
     fn end(&mut self) -> BoxFuture<'_, Result<Ended, HypervisorError>>;
     /// Connects to the serial console. Only one connection at a time gets the guest's output.
-    fn console(&self) -> BoxFuture<'_, io::Result<UnixStream>>;
+    fn console(&self) -> BoxFuture<'_, io::Result<Box<dyn ConsoleStream>>>;
     /// The last bytes that the guest wrote to its serial console, at most `max`.
     ///
     /// # Errors
     /// When the history cannot be read.
     fn console_history(&self, max: usize) -> io::Result<Vec<u8>>;
 
-    /// Keeps the stored console output within its limit; the owner calls it now and then.
+    /// Keeps the stored console output and the hypervisor's own log within their limits; the owner calls
+    /// it now and then.
     ///
     /// # Errors
-    /// When the log cannot be read or cut.
-    fn trim_console_log(&self) -> io::Result<()>;
+    /// When a log cannot be read or cut.
+    fn trim_logs(&self) -> io::Result<()>;
 
     /// Presses the power button, waits at most `grace` for the guest to switch off, then ends it.
+    /// A paused guest goes on first: it could not hear the button.
     ///
     /// # Errors
     /// As [`Machine::end`].
     fn stop(&mut self, grace: Duration) -> BoxFuture<'_, Result<Ended, HypervisorError>> {
         Box::pin(async move {
+            if matches!(self.status().await, Ok(RunState::Paused(_)))
+                && let Err(error) = self.resume().await
+            {
+                tracing::warn!(%error, "a paused guest does not go on; it will be ended by force");
+            }
             if self.press_power_button().await.is_ok() {
                 let switched_off = async {
                     while !matches!(self.status().await, Ok(RunState::PoweredOff | RunState::Gone)) {
@@ -158,7 +203,9 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
     fn name(&self) -> &'static str;
     /// What speeds its guests up, and why that.
     fn accelerator(&self) -> &Accelerator;
-    /// Makes the overlay if there is none, then starts the machine, detached.
+    /// What it can and cannot do.
+    fn capabilities(&self) -> Capabilities;
+    /// Makes the disk if there is none, then starts the machine, detached.
     ///
     /// # Errors
     /// See [`HypervisorError`]; a failed start leaves no process and no half-made disk.

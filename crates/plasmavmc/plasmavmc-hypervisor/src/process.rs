@@ -1,9 +1,11 @@
 //! Processes by pid, start time and boot id; never by name.
 
 use std::fs;
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -110,9 +112,41 @@ pub(crate) fn all() -> Vec<u32> {
         .unwrap_or_default()
 }
 
+/// Keeps files that whoever started this process left open (a lock, a log) from the machines, which would
+/// hold them for as long as they live. What this program opens itself is never passed on anyway.
+#[expect(unsafe_code, reason = "a file that is only known by its number is borrowed")]
+pub(crate) fn keep_inherited_files() {
+    let open = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let numbers = open.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
+    for number in numbers.filter(|n| *n > nix::libc::STDERR_FILENO) {
+        // SAFETY: the number is used for this one call only, which reads and writes no memory; if the
+        // file has been closed meanwhile the call fails, if another has taken its number, that one
+        // is not to be passed on either.
+        let file = unsafe { BorrowedFd::borrow_raw(number) };
+        let _ = fcntl(file, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn inherited_files_are_not_passed_on() {
+        let file = fs::File::open("/dev/zero").unwrap();
+        fcntl(&file, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+        let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+        let passed_on = || {
+            let output = std::process::Command::new("readlink")
+                .arg(&link)
+                .output()
+                .unwrap();
+            String::from_utf8_lossy(&output.stdout).contains("/dev/zero")
+        };
+        assert!(passed_on());
+        keep_inherited_files();
+        assert!(!passed_on());
+    }
 
     #[test]
     fn knows_itself_and_no_namesake() {

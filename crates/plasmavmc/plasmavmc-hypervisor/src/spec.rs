@@ -11,7 +11,7 @@ use crate::HypervisorError;
 /// Smallest memory that a guest is started with: below it kernels do not come up.
 const MIN_MEMORY_MIB: u64 = 32;
 /// Largest number of virtual CPUs that q35 takes without an IOMMU.
-const MAX_VCPUS: u32 = 255;
+pub(crate) const MAX_VCPUS: u32 = 255;
 
 /// Name of a machine on this host; also the name of its folder.
 ///

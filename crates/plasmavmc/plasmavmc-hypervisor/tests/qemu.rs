@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+#[path = "support/sweep.rs"]
+mod sweep;
 #[path = "support/tiny.rs"]
 mod tiny;
 
@@ -11,11 +13,12 @@ use std::time::{Duration, Instant};
 
 use plasmavmc_hypervisor::kvm::probe::decide;
 use plasmavmc_hypervisor::{
-    Accelerator, AcceleratorKind, Adopted, DiskSpec, Ended, Forward, Hypervisor, HypervisorError,
-    ImageFormat, KvmBackend, Machine, MachineId, MachineSpec, NetBackend, NicSpec, Preference, RunState,
+    Accelerator, AcceleratorKind, Adopted, ConsoleStream, DiskSpec, Ended, Forward, Hypervisor,
+    HypervisorError, ImageFormat, KvmBackend, Machine, MachineId, MachineSpec, NetBackend, NicSpec,
+    Preference, RunState,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 /// A guest under TCG on a machine that builds other things at the same time.
@@ -57,7 +60,7 @@ fn spec(image: &Path, host: Ipv4Addr) -> MachineSpec {
     }
 }
 
-async fn read_until(console: &mut UnixStream, marker: &str) -> String {
+async fn read_until(console: &mut Box<dyn ConsoleStream>, marker: &str) -> String {
     let mut seen = Vec::new();
     let reading = async {
         let mut buffer = [0; 4096];
@@ -128,6 +131,7 @@ async fn a_guest_lives_is_adopted_and_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     // A path longer than a socket's may be: backends must cope.
     let root = dir.path().join("a".repeat(60)).join("b".repeat(60));
+    let _sweep = sweep::Sweep(root.clone());
     let low = std::process::id().to_be_bytes();
     let address = Ipv4Addr::new(127, 78, low[2], low[3] | 1);
     let (before, spec) = (sum(&image), spec(&image, address));

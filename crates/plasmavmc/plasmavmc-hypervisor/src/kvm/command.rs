@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::json;
 
+use crate::serial::CONSOLE_LOG;
 use crate::{AcceleratorKind, HypervisorError, MachineSpec, NetBackend, NicSpec};
 
 /// Root ports of the machine; what is not used at start is free for hot-plug.
@@ -18,7 +19,6 @@ pub(crate) const DISK: &str = "disk.qcow2";
 pub(crate) const PID: &str = "qemu.pid";
 pub(crate) const MONITOR: &str = "qmp.sock";
 pub(crate) const CONSOLE: &str = "console.sock";
-pub(crate) const CONSOLE_LOG: &str = "console.log";
 
 /// Arguments to start `spec` in `folder`. QEMU is started with `folder` as its working folder: the
 /// sockets are named relatively, because the path of a Unix socket has at most 107 bytes.

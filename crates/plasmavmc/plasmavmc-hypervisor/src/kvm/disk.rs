@@ -13,9 +13,10 @@ use crate::{DiskSpec, HypervisorError, ImageFormat};
 /// Longest time for one run of `qemu-img` (it only touches headers here).
 const LIMIT: Duration = Duration::from_secs(30);
 /// Largest virtual size of an image or overlay: 2 TiB.
-const MAX_VIRTUAL_BYTES: u64 = 2 << 40;
+pub(crate) const MAX_VIRTUAL_BYTES: u64 = 2 << 40;
 
-async fn qemu_img(args: &[&std::ffi::OsStr]) -> Result<Vec<u8>, HypervisorError> {
+/// Runs `qemu-img` and returns what it printed.
+pub(crate) async fn qemu_img(args: &[&std::ffi::OsStr], limit: Duration) -> Result<Vec<u8>, HypervisorError> {
     let failed = |message: String| HypervisorError::Program {
         program: "qemu-img",
         message,
@@ -27,8 +28,8 @@ async fn qemu_img(args: &[&std::ffi::OsStr]) -> Result<Vec<u8>, HypervisorError>
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .output();
-    let limit_ms = u64::try_from(LIMIT.as_millis()).unwrap_or(u64::MAX);
-    let output = timeout(LIMIT, run)
+    let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+    let output = timeout(limit, run)
         .await
         .map_err(|_| HypervisorError::Timeout {
             what: "qemu-img",
@@ -61,8 +62,8 @@ pub async fn inspect(image: &Path, format: ImageFormat) -> Result<u64, Hyperviso
     let words = ["info", "--output=json", "-f", format.as_str(), "--"];
     let mut args: Vec<&std::ffi::OsStr> = words.iter().map(|w| w.as_ref()).collect();
     args.push(image.as_os_str());
-    let info: Value =
-        serde_json::from_slice(&qemu_img(&args).await?).map_err(|_| bad("qemu-img cannot describe it"))?;
+    let info: Value = serde_json::from_slice(&qemu_img(&args, LIMIT).await?)
+        .map_err(|_| bad("qemu-img cannot describe it"))?;
     if info.get("backing-filename").is_some() {
         return Err(bad("it names a backing file"));
     }
@@ -99,7 +100,7 @@ pub(crate) async fn ensure_overlay(disk: &DiskSpec, target: &Path) -> Result<(),
     let words = ["create", "-q", "-f", "qcow2", "-F", disk.format.as_str(), "-b"];
     let mut args: Vec<&std::ffi::OsStr> = words.iter().map(|w| w.as_ref()).collect();
     args.extend([disk.image.as_os_str(), part.as_os_str(), size.as_ref()]);
-    let made = match qemu_img(&args).await {
+    let made = match qemu_img(&args, LIMIT).await {
         Ok(_) => std::fs::File::open(&part)
             .and_then(|f| f.sync_all())
             .and_then(|()| std::fs::rename(&part, target))
@@ -118,7 +119,7 @@ mod tests {
     use super::*;
 
     async fn skip() -> bool {
-        let missing = qemu_img(&["--version".as_ref()]).await.is_err();
+        let missing = qemu_img(&["--version".as_ref()], LIMIT).await.is_err();
         if missing {
             println!("SKIPPED: qemu-img is not installed");
         }
@@ -136,7 +137,7 @@ mod tests {
         let args = ["create", "-q", "-f", "qcow2", "-F", "raw", "-b"];
         let mut args: Vec<&std::ffi::OsStr> = args.iter().map(|w| w.as_ref()).collect();
         args.extend([secret.as_os_str(), image.as_os_str()]);
-        qemu_img(&args).await.unwrap();
+        qemu_img(&args, LIMIT).await.unwrap();
         let error = inspect(&image, ImageFormat::Qcow2).await.unwrap_err();
         assert!(error.to_string().contains("names a backing file"), "{error}");
         let disk = DiskSpec {
@@ -165,9 +166,12 @@ mod tests {
         };
         ensure_overlay(&disk, &target).await.unwrap();
         let info: Value = serde_json::from_slice(
-            &qemu_img(&["info".as_ref(), "--output=json".as_ref(), target.as_os_str()])
-                .await
-                .unwrap(),
+            &qemu_img(
+                &["info".as_ref(), "--output=json".as_ref(), target.as_os_str()],
+                LIMIT,
+            )
+            .await
+            .unwrap(),
         )
         .unwrap();
         assert_eq!(info["virtual-size"], 8 << 20);

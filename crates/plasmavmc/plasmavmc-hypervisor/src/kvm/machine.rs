@@ -1,20 +1,20 @@
 //! One running QEMU process.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom};
-use std::os::fd::AsRawFd;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
-use tokio::net::UnixStream;
 use tokio::time::Instant;
 
-use super::command::{CONSOLE, CONSOLE_LOG, MONITOR};
+use super::command::{CONSOLE, MONITOR};
 use super::qmp::Qmp;
-use crate::intent::{Ended, Intent, write_durably};
+use crate::folders::kill;
+use crate::intent::{Ended, Intent};
 use crate::process::ProcessIdentity;
+use crate::serial::{self, CONSOLE_LOG, ConsoleStream, connect};
 use crate::{HypervisorError, Machine, MachineInfo, RunState};
 
 /// Longest time for an answer of the monitor. On a busy host QEMU's main loop can stand for seconds.
@@ -28,14 +28,8 @@ const CONNECT_TRIES: u32 = 100;
 const CONNECT_PAUSE: Duration = Duration::from_millis(20);
 /// How long a process whose monitor hung up may take to be gone.
 const DYING_LIMIT: Duration = Duration::from_secs(2);
-const KILL_LIMIT: Duration = Duration::from_secs(10);
 /// Pause between looks at a process whose monitor has hung up.
 const GONE_POLL: Duration = Duration::from_millis(200);
-/// The console's log is cut to [`KEPT_LOG`] when it is larger than this.
-const MAX_LOG: u64 = 1 << 20;
-/// What is kept of it.
-const KEPT_LOG: usize = 256 << 10;
-const OLD_LOG: &str = "console.log.old";
 
 /// A machine and the connection to its monitor.
 #[derive(Debug)]
@@ -100,6 +94,7 @@ impl KvmMachine {
                 tokio::time::sleep(FIRMWARE_POLL).await;
             }
         }
+        self.expect_guest("be reset").await?;
         self.command("system_reset").await?;
         self.note_firmware(FIRMWARE_LIMIT);
         Ok(())
@@ -133,6 +128,12 @@ impl KvmMachine {
         )
     }
 
+    /// A guest that is switched off or gone can do nothing but be ended.
+    async fn expect_guest(&mut self, act: &'static str) -> Result<(), HypervisorError> {
+        let state = self.query().await?;
+        state.expect_guest(&self.info.id, act)
+    }
+
     async fn end_process(&mut self) -> Result<Ended, HypervisorError> {
         if let Some(ended) = &self.ended {
             return Ok(ended.clone());
@@ -145,16 +146,7 @@ impl KvmMachine {
         // `quit` closes the disk in order; a process that does not listen is killed.
         let quit = self.qmp.execute("quit", json!({}), QUIT_LIMIT).await;
         if quit.is_err() || !self.process.wait_end(QUIT_LIMIT).await {
-            self.process
-                .kill()
-                .map_err(|e| HypervisorError::io("end the process of", &self.folder)(e.into()))?;
-            if !self.process.wait_end(KILL_LIMIT).await {
-                let limit_ms = u64::try_from(KILL_LIMIT.as_millis()).unwrap_or(u64::MAX);
-                return Err(HypervisorError::Timeout {
-                    what: "the end of a killed process",
-                    limit_ms,
-                });
-            }
+            kill(&self.process, &self.folder).await?;
         }
         self.intent.run = None;
         self.intent.ended = Some(ended.clone());
@@ -180,26 +172,6 @@ async fn open_monitor(folder: &Path) -> Result<Qmp, HypervisorError> {
     Qmp::negotiate(stream, COMMAND_LIMIT).await
 }
 
-/// Connects to a socket in `folder`, however long the folder's path is.
-async fn connect(folder: &Path, name: &str) -> io::Result<UnixStream> {
-    let handle = File::open(folder)?;
-    UnixStream::connect(format!("/proc/self/fd/{}/{name}", handle.as_raw_fd())).await
-}
-
-/// The last `max` bytes of a file; empty when there is none.
-fn tail(path: &Path, max: usize) -> io::Result<Vec<u8>> {
-    let mut file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
-    let skip = file.metadata()?.len().saturating_sub(max as u64);
-    file.seek(SeekFrom::Start(skip))?;
-    let mut bytes = Vec::new();
-    file.take(max as u64).read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
 impl Machine for KvmMachine {
     fn info(&self) -> &MachineInfo {
         &self.info
@@ -218,15 +190,24 @@ impl Machine for KvmMachine {
     }
 
     fn press_power_button(&mut self) -> BoxFuture<'_, Result<(), HypervisorError>> {
-        Box::pin(async { self.command("system_powerdown").await.map(drop) })
+        Box::pin(async {
+            self.expect_guest("be asked to switch off").await?;
+            self.command("system_powerdown").await.map(drop)
+        })
     }
 
     fn pause(&mut self) -> BoxFuture<'_, Result<(), HypervisorError>> {
-        Box::pin(async { self.command("stop").await.map(drop) })
+        Box::pin(async {
+            self.expect_guest("be paused").await?;
+            self.command("stop").await.map(drop)
+        })
     }
 
     fn resume(&mut self) -> BoxFuture<'_, Result<(), HypervisorError>> {
-        Box::pin(async { self.command("cont").await.map(drop) })
+        Box::pin(async {
+            self.expect_guest("go on").await?;
+            self.command("cont").await.map(drop)
+        })
     }
 
     fn reset(&mut self) -> BoxFuture<'_, Result<(), HypervisorError>> {
@@ -237,31 +218,18 @@ impl Machine for KvmMachine {
         Box::pin(self.end_process())
     }
 
-    fn console(&self) -> BoxFuture<'_, io::Result<UnixStream>> {
-        Box::pin(connect(&self.folder, CONSOLE))
+    fn console(&self) -> BoxFuture<'_, io::Result<Box<dyn ConsoleStream>>> {
+        Box::pin(async {
+            let stream = connect(&self.folder, CONSOLE).await?;
+            Ok(Box::new(stream) as Box<dyn ConsoleStream>)
+        })
     }
 
     fn console_history(&self, max: usize) -> io::Result<Vec<u8>> {
-        let recent = tail(&self.folder.join(CONSOLE_LOG), max)?;
-        if recent.len() >= max {
-            return Ok(recent);
-        }
-        let mut bytes = tail(&self.folder.join(OLD_LOG), max - recent.len())?;
-        bytes.extend_from_slice(&recent);
-        Ok(bytes)
+        serial::history(&self.folder, max)
     }
 
-    fn trim_console_log(&self) -> io::Result<()> {
-        let path = self.folder.join(CONSOLE_LOG);
-        let size = match fs::metadata(&path) {
-            Ok(found) => found.len(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        if size > MAX_LOG {
-            write_durably(&self.folder, OLD_LOG, &tail(&path, KEPT_LOG)?)?;
-            OpenOptions::new().write(true).open(&path)?.set_len(0)?;
-        }
-        Ok(())
+    fn trim_logs(&self) -> io::Result<()> {
+        serial::trim(&self.folder)
     }
 }
