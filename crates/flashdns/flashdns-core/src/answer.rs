@@ -1,14 +1,15 @@
-//! The answer to one query: RFC 1034 section 4.3.2 with RFC 2308, 4592, 6604, 6891, 8482 and 9471.
+//! The answer to one query: RFC 1034 section 4.3.2 with RFC 2308, 4592, 6604, 6672, 6891, 8482 and 9471.
 
-use std::sync::Arc;
+use std::cell::OnceCell;
 
 use crate::{
     limits::{
         MAX_ADDITIONAL_LOOKUPS, MAX_CNAME_CHAIN, MAX_NAME, MAX_TCP_REPLY, MAX_UDP_REPLY, PLAIN_UDP_REPLY,
     },
     message::{self, Edns, Flags, Question, Section, Writer, rcode},
-    rr::{RrSet, Rtype, target},
-    tree::{Node, Snapshot, Walk, Zone},
+    node::{Node, Set},
+    rr::{Rtype, target},
+    tree::{Snapshot, Walk},
 };
 
 /// How a query came: decides how large its reply may be.
@@ -64,10 +65,12 @@ pub fn answer(snapshot: &Snapshot, query: &[u8], transport: Transport, out: &mut
         }
     };
     let writer = Writer::new(out, limit(transport, edns), id, flags, Some(question), edns);
+    let made = Made::default();
     let mut responder = Responder {
         snapshot,
         question,
         writer,
+        made: &made,
     };
     let rcode = responder.respond(edns);
     responder.writer.finish(rcode);
@@ -85,6 +88,9 @@ fn limit(transport: Transport, edns: Option<Edns>) -> usize {
     }
 }
 
+/// Names made by DNAMEs: at most one for each step of a chain.
+type Made = [OnceCell<Box<[u8]>>; MAX_CNAME_CHAIN];
+
 /// The truncation flag is set; nothing more goes into the reply.
 struct Truncated;
 
@@ -92,6 +98,7 @@ struct Responder<'o, 'a> {
     snapshot: &'a Snapshot,
     question: Question<'a>,
     writer: Writer<'o, 'a>,
+    made: &'a Made,
 }
 
 /// One name on the way from the question along its CNAMEs.
@@ -100,7 +107,8 @@ struct Step<'a> {
     name: &'a [u8],
     lower: [u8; MAX_NAME],
     walk: Walk<'a>,
-    zone: &'a Arc<Zone>,
+    /// Apex of the zone.
+    zone: Node<'a>,
     /// Where the zone's apex starts in the name.
     apex: usize,
     /// Only the parent's side of a zone cut counts: a DS question at the apex of a zone served here too.
@@ -141,13 +149,13 @@ impl<'a> Responder<'_, 'a> {
         rcode
     }
 
-    /// Follows CNAMEs from the question to its end. They are followed within one zone only: what another
+    /// Follows CNAMEs and DNAMEs from the question to its end. They are followed within one zone only: what another
     /// zone says of the target is for the client to ask.
     fn follow(&mut self) -> (u16, Result<(), Truncated>) {
         let mut name = self.question.name;
-        let mut zone: Option<&Arc<Zone>> = None;
-        let mut seen = Vec::new();
-        while seen.len() < MAX_CNAME_CHAIN {
+        let mut zone: Option<Node<'a>> = None;
+        let mut seen: [&[u8]; MAX_CNAME_CHAIN] = [&[]; MAX_CNAME_CHAIN];
+        for place in 0..MAX_CNAME_CHAIN {
             let Some(step) = self.step(name) else {
                 return (
                     if zone.is_none() {
@@ -158,18 +166,20 @@ impl<'a> Responder<'_, 'a> {
                     Ok(()),
                 );
             };
-            if zone.is_some_and(|zone| !Arc::ptr_eq(zone, step.zone)) {
+            if zone.is_some_and(|zone| !zone.is(step.zone)) {
                 break;
             }
             zone = Some(step.zone);
             match self.at(&step) {
                 Found::End(rcode, result) => return (rcode, result),
                 Found::Alias(target) => {
-                    seen.push(name);
+                    if let Some(seen) = seen.get_mut(place) {
+                        *seen = name;
+                    }
                     name = target;
                 }
             }
-            if seen.iter().any(|known: &&[u8]| known.eq_ignore_ascii_case(name)) {
+            if seen.iter().any(|known| known.eq_ignore_ascii_case(name)) {
                 break;
             }
         }
@@ -207,44 +217,86 @@ impl<'a> Responder<'_, 'a> {
             return Found::End(rcode::NOERROR, self.referral(step, cut, start));
         }
         self.writer.set(Flags::AA);
+        if let Some((owner, start)) = step.walk.redirect.filter(|_| !step.parent_side) {
+            return self.redirect(step, owner, start);
+        }
         let node = step.walk.exact.or_else(|| self.wildcard(step));
         let Some(node) = node else {
             return Found::End(rcode::NXDOMAIN, self.negative(step));
         };
         let wanted = self.question.rtype;
-        let is_apex = step.apex == 0 && !step.parent_side;
-        if wanted == Rtype::SOA && is_apex {
-            return Found::End(
-                rcode::NOERROR,
-                self.soa(Section::Answer, step, step.zone.soa_ttl_s),
-            );
-        }
         if let Some(alias) = node.set(Rtype::CNAME)
             && !matches!(wanted, Rtype::CNAME | Rtype::ANY)
         {
             return match (
                 self.writer.put_set(Section::Answer, step.name, alias),
-                alias.rdatas(),
+                alias.rdatas().next(),
             ) {
-                (Ok(()), [target, ..]) => Found::Alias(target),
+                (Ok(()), Some(target)) => Found::Alias(target),
                 _ => Found::End(rcode::NOERROR, Err(Truncated)),
             };
         }
         let set = match wanted {
             // RFC 8482, 4.1: one record set, the smallest, so that ANY is no lever for attacks.
-            Rtype::ANY => node.sets.iter().min_by_key(|set| size(set)),
+            Rtype::ANY => node.sets().min_by_key(|set| set.weight()),
             wanted => node.set(wanted),
         };
         let result = match set {
             Some(set) => self.positive(step, set),
-            None if wanted == Rtype::ANY && is_apex => self.soa(Section::Answer, step, step.zone.soa_ttl_s),
             None => self.negative(step),
         };
         Found::End(rcode::NOERROR, result)
     }
 
+    /// A name below a DNAME: the DNAME, and the CNAME that it stands for (RFC 6672, 3.2 and 3.3).
+    fn redirect(&mut self, step: &Step<'a>, owner: Node<'a>, start: usize) -> Found<'a> {
+        let truncated = Found::End(rcode::NOERROR, Err(Truncated));
+        let Some(set) = owner.set(Rtype::DNAME) else {
+            return truncated;
+        };
+        let (Some(target), Some(prefix)) = (set.rdatas().next(), step.name.get(..start)) else {
+            return truncated;
+        };
+        if self
+            .writer
+            .put_set(Section::Answer, step.tail(start), set)
+            .is_err()
+        {
+            return truncated;
+        }
+        if prefix.len() + target.len() > MAX_NAME {
+            return Found::End(rcode::YXDOMAIN, Ok(()));
+        }
+        let free = self.made.iter().find(|cell| cell.get().is_none());
+        let Some(name) = free.map(|cell| cell.get_or_init(|| [prefix, target].concat().into())) else {
+            return Found::End(rcode::NOERROR, Ok(()));
+        };
+        if self
+            .writer
+            .put(Section::Answer, step.name, Rtype::CNAME, set.ttl_s, name)
+            .is_err()
+        {
+            return truncated;
+        }
+        // The CNAME is what was asked for; and a DNAME into its own subtree only makes names longer.
+        let is_asked = self.question.rtype == Rtype::CNAME;
+        let is_loop = target
+            .len()
+            .checked_sub(step.name.len() - start)
+            .is_some_and(|at| {
+                message::starts_label(target, at)
+                    && target
+                        .get(at..)
+                        .is_some_and(|tail| tail.eq_ignore_ascii_case(step.tail(start)))
+            });
+        if is_asked || is_loop {
+            return Found::End(rcode::NOERROR, Ok(()));
+        }
+        Found::Alias(name)
+    }
+
     /// RFC 4592, 3.3.1: the wildcard directly below the closest encloser, and no other.
-    fn wildcard(&self, step: &Step<'a>) -> Option<&'a Node> {
+    fn wildcard(&self, step: &Step<'a>) -> Option<Node<'a>> {
         let mut wire = [0; MAX_NAME + 2];
         let encloser = step.lower().get(step.walk.encloser..)?;
         let wire = wire.get_mut(..encloser.len() + 2)?;
@@ -254,30 +306,36 @@ impl<'a> Responder<'_, 'a> {
         self.snapshot.node(wire)
     }
 
-    fn positive(&mut self, step: &Step<'a>, set: &'a RrSet) -> Result<(), Truncated> {
+    fn positive(&mut self, step: &Step<'a>, set: Set<'a>) -> Result<(), Truncated> {
         self.writer
             .put_set(Section::Answer, step.name, set)
             .map_err(|_| Truncated)?;
+        if set.rtype == Rtype::SOA {
+            self.writer.set_last_serial(self.snapshot.serial);
+        }
         self.addresses(step, set, None);
         Ok(())
     }
 
     /// NODATA or NXDOMAIN: the SOA tells how long that may be remembered (RFC 2308, 3).
     fn negative(&mut self, step: &Step<'a>) -> Result<(), Truncated> {
-        self.soa(Section::Authority, step, step.zone.negative_ttl_s)
-    }
-
-    fn soa(&mut self, section: Section, step: &Step<'a>, ttl_s: u32) -> Result<(), Truncated> {
-        let owner = step.tail(step.apex);
+        let Some(soa) = step.zone.set(Rtype::SOA) else {
+            return Ok(());
+        };
+        let Some(rdata) = soa.rdatas().next() else {
+            return Ok(());
+        };
+        let minimum = rdata.last_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes));
+        let ttl_s = soa.ttl_s.min(minimum);
         self.writer
-            .put(section, owner, Rtype::SOA, ttl_s, &step.zone.soa)
+            .put(Section::Authority, step.tail(step.apex), Rtype::SOA, ttl_s, rdata)
             .map_err(|_| Truncated)?;
         self.writer.set_last_serial(self.snapshot.serial);
         Ok(())
     }
 
     /// A name at or below a zone cut: the cut's NS and their addresses (RFC 1034, 4.3.2, 3b).
-    fn referral(&mut self, step: &Step<'a>, cut: &'a Node, start: usize) -> Result<(), Truncated> {
+    fn referral(&mut self, step: &Step<'a>, cut: Node<'a>, start: usize) -> Result<(), Truncated> {
         let Some(servers) = cut.set(Rtype::NS) else {
             return Ok(());
         };
@@ -293,10 +351,13 @@ impl<'a> Responder<'_, 'a> {
 
     /// Adds the addresses of a set's targets, as far as this zone knows them. Returns false when an
     /// address did not fit without which the cut at `cut` cannot be followed: RFC 9471, 3.1 wants TC then.
-    fn addresses(&mut self, step: &Step<'a>, set: &'a RrSet, cut: Option<usize>) -> bool {
-        let targets = set.rdatas().iter().filter_map(|rdata| target(set.rtype(), rdata));
+    fn addresses(&mut self, step: &Step<'a>, set: Set<'a>, cut: Option<usize>) -> bool {
+        let targets = set.rdatas().filter_map(|rdata| target(set.rtype, rdata));
         for name in targets.take(MAX_ADDITIONAL_LOOKUPS) {
-            let Some(found) = self.step(name).filter(|found| Arc::ptr_eq(found.zone, step.zone)) else {
+            let found = self.step(name);
+            // What lies below a DNAME is not there (RFC 6672, 2.4).
+            let is_here = |found: &Step<'_>| found.zone.is(step.zone) && found.walk.redirect.is_none();
+            let Some(found) = found.filter(is_here) else {
                 continue;
             };
             let needed = cut.is_some_and(|start| {
@@ -304,7 +365,12 @@ impl<'a> Responder<'_, 'a> {
                     .get(start..)
                     .is_some_and(|cut| found.lower().ends_with(cut))
             });
-            let Some(node) = found.walk.exact else { continue };
+            let below_cut = found.walk.cut.is_some();
+            let node = found
+                .walk
+                .exact
+                .or_else(|| if below_cut { None } else { self.wildcard(&found) });
+            let Some(node) = node else { continue };
             for rtype in [Rtype::A, Rtype::AAAA] {
                 if let Some(set) = node.set(rtype)
                     && self.writer.put_set(Section::Additional, name, set).is_err()
@@ -320,8 +386,4 @@ impl<'a> Responder<'_, 'a> {
 enum Found<'a> {
     End(u16, Result<(), Truncated>),
     Alias(&'a [u8]),
-}
-
-fn size(set: &RrSet) -> usize {
-    set.rdatas().iter().map(|rdata| rdata.len() + 12).sum()
 }

@@ -6,16 +6,16 @@
 //! records come back when it goes.
 
 use std::{
-    collections::{BTreeMap, HashMap, hash_map::Entry},
+    collections::{BTreeMap, HashMap},
     net::IpAddr,
-    sync::Arc,
 };
 
 use crate::{
     name::DnsName,
+    node::Set,
     reverse,
     rr::{RrSet, RrSetError, Rtype},
-    tree::{Snapshot, Zone},
+    tree::Snapshot,
 };
 
 /// A zone whose SOA and NS records are made here.
@@ -69,9 +69,10 @@ impl Host {
     }
 }
 
+/// What a name's records were made from.
 #[derive(Default)]
 struct Owner {
-    zone: Option<Arc<Zone>>,
+    soa: Option<RrSet>,
     /// Records that come with the zone (its NS).
     fixed: Vec<RrSet>,
     stored: Vec<RrSet>,
@@ -83,6 +84,7 @@ struct Owner {
 /// All zones, with what each name's records were made from.
 #[derive(Default)]
 pub struct Catalog {
+    /// Only names at which something else stands than what was stored; for all others the tree says both.
     owners: HashMap<DnsName, Owner>,
     tree: Snapshot,
 }
@@ -136,21 +138,11 @@ impl Catalog {
         soa: &RrSet,
         fixed: Vec<RrSet>,
     ) -> Result<(), RrSetError> {
-        let rdata = match (soa.rtype(), soa.rdatas()) {
-            (Rtype::SOA, [rdata]) => rdata,
-            _ => return Err(RrSetError::Data),
-        };
-        let minimum = rdata
-            .last_chunk()
-            .map(|bytes| u32::from_be_bytes(*bytes))
-            .ok_or(RrSetError::Data)?;
-        let zone = Zone {
-            soa: rdata.clone(),
-            soa_ttl_s: soa.ttl_s(),
-            negative_ttl_s: soa.ttl_s().min(minimum).min(i32::MAX.unsigned_abs()),
-        };
+        if soa.rtype() != Rtype::SOA {
+            return Err(RrSetError::Data);
+        }
         self.edit(apex, |owner| {
-            owner.zone = Some(Arc::new(zone));
+            owner.soa = Some(soa.clone());
             owner.fixed = fixed;
         });
         Ok(())
@@ -158,7 +150,16 @@ impl Catalog {
 
     /// Replaces the stored records of a name; none removes them.
     pub fn set_records(&mut self, name: &DnsName, sets: Vec<RrSet>) {
-        self.edit(name, |owner| owner.stored = sets);
+        let served_otherwise = sets.iter().any(|set| match set.rtype() {
+            Rtype::SOA => true,
+            Rtype::CNAME => sets.len() > 1,
+            _ => false,
+        });
+        if served_otherwise || self.owners.contains_key(name) {
+            self.edit(name, |owner| owner.stored = sets);
+        } else {
+            self.tree.put(name, &sets);
+        }
     }
 
     /// Sets or removes the running machine that has a name, and the reverse names of its addresses.
@@ -190,34 +191,32 @@ impl Catalog {
     }
 
     fn edit(&mut self, name: &DnsName, change: impl FnOnce(&mut Owner)) {
-        let mut entry = match self.owners.entry(name.clone()) {
-            Entry::Occupied(entry) => entry,
-            Entry::Vacant(entry) => entry.insert_entry(Owner::default()),
-        };
-        change(entry.get_mut());
-        let sets = entry.get().records();
-        let zone = entry.get().zone.clone();
-        if entry.get().is_empty() {
-            entry.remove();
+        let mut owner = self.owners.remove(name).unwrap_or_else(|| Owner {
+            stored: self.served(name),
+            ..Owner::default()
+        });
+        change(&mut owner);
+        let sets = owner.records();
+        if !owner.is_plain() || sets != owner.stored {
+            self.owners.insert(name.clone(), owner);
         }
-        self.tree.put(name, sets, zone);
+        self.tree.put(name, &sets);
     }
 
     /// The records stored at a name by [`Catalog::set_records`].
     #[must_use]
-    pub fn stored(&self, name: &DnsName) -> &[RrSet] {
-        self.owners.get(name).map_or(&[], |owner| &owner.stored)
+    pub fn stored(&self, name: &DnsName) -> Vec<RrSet> {
+        match self.owners.get(name) {
+            Some(owner) => owner.stored.clone(),
+            None => self.served(name),
+        }
     }
 
-    /// What a name answers with, but for the SOA.
+    /// What a name answers with.
     #[must_use]
-    pub fn served(&self, name: &DnsName) -> &[RrSet] {
-        self.tree.node(name.wire()).map_or(&[], |node| &node.sets)
-    }
-
-    /// Every name that has records, in no order, with what it answers with.
-    pub fn names(&self) -> impl Iterator<Item = (&DnsName, &[RrSet])> {
-        self.owners.keys().map(|name| (name, self.served(name)))
+    pub fn served(&self, name: &DnsName) -> Vec<RrSet> {
+        let node = self.tree.node(name.wire());
+        node.map_or_else(Vec::new, |node| node.sets().filter_map(Set::to_owned).collect())
     }
 
     /// The state now, under a serial number. Cheap: it shares the tree.
@@ -230,19 +229,16 @@ impl Catalog {
 }
 
 impl Owner {
-    fn is_empty(&self) -> bool {
-        self.zone.is_none()
-            && self.fixed.is_empty()
-            && self.stored.is_empty()
-            && self.host.is_none()
-            && self.pointers.is_empty()
+    /// Whether nothing but stored records is known of the name.
+    fn is_plain(&self) -> bool {
+        self.soa.is_none() && self.fixed.is_empty() && self.host.is_none() && self.pointers.is_empty()
     }
 
     /// What the name answers with, by the precedence in the module's header.
     fn records(&self) -> Vec<RrSet> {
         let mut sets = self.made();
         // Nothing stands beside a CNAME (RFC 1034, 3.6.2), and the SOA belongs to the zone.
-        let crowded = !sets.is_empty() || self.zone.is_some();
+        let crowded = !sets.is_empty();
         for stored in &self.stored {
             let rtype = stored.rtype();
             let taken = sets.iter().any(|set| set.rtype() == rtype);
@@ -258,7 +254,7 @@ impl Owner {
 
     /// Records made from the zone's settings, the host and the pointers.
     fn made(&self) -> Vec<RrSet> {
-        let mut sets = self.fixed.clone();
+        let mut sets: Vec<RrSet> = self.soa.iter().chain(&self.fixed).cloned().collect();
         sets.extend(self.host.iter().flat_map(Host::records));
         if let Some(ttl_s) = self.pointers.values().min() {
             let targets = self.pointers.keys().map(|name| name.wire().into()).collect();

@@ -7,7 +7,7 @@
 //! It does not know sockets, Chainfire, projects or permissions, clocks, or who asks. It signs nothing and
 //! resolves nothing outside its own zones.
 //!
-//! Entry points: [`answer()`], [`Catalog`], [`Snapshot`]; [`text`] for the presentation format, [`reverse`]
+//! Entry points: [`answer()`], [`Catalog`], [`Snapshot`]; [`text`] for the presentation format, [`zonefile`] for zone files, [`reverse`]
 //! for reverse zones, [`serial`] for RFC 1982.
 //!
 //! Invariants:
@@ -20,14 +20,19 @@
 
 pub mod answer;
 pub mod catalog;
+mod form;
+mod lexer;
 pub mod limits;
 mod message;
 pub mod name;
+mod node;
 pub mod reverse;
 pub mod rr;
 pub mod serial;
+mod shard;
 pub mod text;
 mod tree;
+pub mod zonefile;
 
 pub use answer::{Outcome, Transport, answer};
 pub use catalog::{Catalog, Host, ZoneSettings};

@@ -6,7 +6,7 @@ pub const MAX_UDP_REPLY: usize = 1232;
 pub const PLAIN_UDP_REPLY: usize = 512;
 /// Largest reply over TCP, in bytes (its length field has 16 bits).
 pub const MAX_TCP_REPLY: usize = 65_535;
-/// CNAMEs followed for one question.
+/// CNAMEs and DNAMEs followed for one question.
 pub const MAX_CNAME_CHAIN: usize = 16;
 /// Record sets whose targets' addresses are looked up for the additional section.
 pub const MAX_ADDITIONAL_LOOKUPS: usize = 32;
@@ -24,3 +24,5 @@ pub const MAX_LABELS: usize = 128;
 pub const MAX_RRSET_BYTES: usize = 60_000;
 /// Longest presentation form of one record's data that is parsed, in bytes.
 pub const MAX_RDATA_TEXT: usize = 16_384;
+/// Longest zone file that is read, in bytes: a million records and more.
+pub const MAX_ZONE_TEXT: usize = 256 << 20;

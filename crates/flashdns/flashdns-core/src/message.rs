@@ -3,7 +3,8 @@
 use crate::{
     limits::{MAX_COMPRESSION_NAMES, MAX_QUERY_RECORDS, MAX_UDP_REPLY},
     name,
-    rr::{RrSet, Rtype, compressible_names},
+    node::Set,
+    rr::{Rtype, compressible_names},
 };
 
 pub(crate) const HEADER: usize = 12;
@@ -18,6 +19,7 @@ pub(crate) mod rcode {
     pub(crate) const NXDOMAIN: u16 = 3;
     pub(crate) const NOTIMP: u16 = 4;
     pub(crate) const REFUSED: u16 = 5;
+    pub(crate) const YXDOMAIN: u16 = 6;
     pub(crate) const BADVERS: u16 = 16;
 }
 
@@ -187,7 +189,8 @@ pub(crate) struct Writer<'o, 'a> {
     limit: usize,
     edns: Option<Edns>,
     /// Names written in full or in part, with the position of each.
-    names: Vec<(u16, &'a [u8])>,
+    names: [(u16, &'a [u8]); MAX_COMPRESSION_NAMES],
+    known: usize,
 }
 
 impl<'o, 'a> Writer<'o, 'a> {
@@ -209,10 +212,11 @@ impl<'o, 'a> Writer<'o, 'a> {
             out,
             limit,
             edns,
-            names: Vec::new(),
+            names: [(0, &[]); MAX_COMPRESSION_NAMES],
+            known: 0,
         };
         if let Some(question) = question {
-            writer.names.push((12, question.name));
+            writer.remember(12, question.name);
             writer.out.extend_from_slice(question.raw);
             writer.count(4, 1);
         }
@@ -245,12 +249,12 @@ impl<'o, 'a> Writer<'o, 'a> {
     }
 
     /// Writes a record set whole or not at all.
-    pub(crate) fn put_set(&mut self, section: Section, owner: &'a [u8], set: &'a RrSet) -> Result<(), Full> {
-        let (start, known) = (self.out.len(), self.names.len());
-        for (written, rdata) in set.rdatas().iter().enumerate() {
-            if self.put(section, owner, set.rtype(), set.ttl_s(), rdata).is_err() {
+    pub(crate) fn put_set(&mut self, section: Section, owner: &'a [u8], set: Set<'a>) -> Result<(), Full> {
+        let (start, known) = (self.out.len(), self.known);
+        for (written, rdata) in set.rdatas().enumerate() {
+            if self.put(section, owner, set.rtype, set.ttl_s, rdata).is_err() {
                 self.out.truncate(start);
-                self.names.truncate(known);
+                self.known = known;
                 self.patch(section as usize, |word| {
                     word.wrapping_sub(u16::try_from(written).unwrap_or(u16::MAX))
                 });
@@ -269,7 +273,7 @@ impl<'o, 'a> Writer<'o, 'a> {
         ttl_s: u32,
         rdata: &'a [u8],
     ) -> Result<(), Full> {
-        let (start, known) = (self.out.len(), self.names.len());
+        let (start, known) = (self.out.len(), self.known);
         self.put_name(owner);
         self.out.extend(rtype.0.to_be_bytes());
         self.out.extend(CLASS_IN.to_be_bytes());
@@ -280,7 +284,7 @@ impl<'o, 'a> Writer<'o, 'a> {
         let length = u16::try_from(self.out.len() - length_at - 2);
         let (Ok(length), true) = (length, self.out.len() <= self.limit) else {
             self.out.truncate(start);
-            self.names.truncate(known);
+            self.known = known;
             return Err(Full);
         };
         self.patch(length_at, |_| length);
@@ -330,15 +334,22 @@ impl<'o, 'a> Writer<'o, 'a> {
         if let Ok(start) = u16::try_from(start)
             && start < 0x3f00
             && tail.len() < name.len()
-            && self.names.len() < MAX_COMPRESSION_NAMES
         {
-            self.names.push((start, name));
+            self.remember(start, name);
+        }
+    }
+
+    /// Makes later names point at this one, while there is room.
+    fn remember(&mut self, at: u16, name: &'a [u8]) {
+        if let Some(slot) = self.names.get_mut(self.known) {
+            *slot = (at, name);
+            self.known += 1;
         }
     }
 
     /// Where a tail stands in the reply already.
     fn position(&self, tail: &[u8]) -> Option<u16> {
-        self.names.iter().find_map(|&(at, known)| {
+        self.names.iter().take(self.known).find_map(|&(at, known)| {
             let skip = known.len().checked_sub(tail.len())?;
             let same = known.get(skip..)?.eq_ignore_ascii_case(tail) && starts_label(known, skip);
             let skip = u16::try_from(skip).ok()?;
@@ -369,7 +380,7 @@ impl<'o, 'a> Writer<'o, 'a> {
 }
 
 /// Whether a label of `name` starts at `at`: equal bytes in the middle of a label are not a tail.
-fn starts_label(name: &[u8], at: usize) -> bool {
+pub(crate) fn starts_label(name: &[u8], at: usize) -> bool {
     let mut start = 0;
     while start < at {
         match name.get(start) {

@@ -151,39 +151,73 @@ impl FromStr for DnsName {
 
     /// Reads presentation format (RFC 1035, 5.1: `\.` and `\032` are escapes). The last dot may be missing.
     fn from_str(text: &str) -> Result<Self, NameError> {
-        if text == "." {
-            return Ok(Self::root());
-        }
-        let (mut wire, mut label) = (Vec::new(), Vec::new());
-        let mut bytes = text.bytes();
-        let mut finish = |label: &mut Vec<u8>| {
-            match label.len() {
-                0 => return Err(NameError::EmptyLabel),
-                1..=MAX_LABEL => push_label(&mut wire, label),
-                _ => return Err(NameError::LongLabel),
-            }
-            label.clear();
-            if wire.len() >= MAX_NAME {
-                Err(NameError::LongName)
-            } else {
-                Ok(())
-            }
-        };
-        let mut open = true;
-        while let Some(byte) = bytes.next() {
-            open = byte != b'.';
-            match byte {
-                b'.' => finish(&mut label)?,
-                b'\\' => label.push(unescape(&mut bytes)?),
-                other => label.push(other),
-            }
-        }
-        if open {
-            finish(&mut label)?;
-        }
-        wire.push(0);
+        let mut wire = read(text, &[0])?;
+        wire.make_ascii_lowercase();
         Ok(Self(wire.into()))
     }
+}
+
+/// Reads presentation format into wire form, letters as they are; a name without a last dot lies below
+/// `origin`, itself in wire form.
+pub(crate) fn read(text: &str, origin: &[u8]) -> Result<Vec<u8>, NameError> {
+    if text == "." {
+        return Ok(vec![0]);
+    }
+    let (mut wire, mut label) = (Vec::new(), Vec::new());
+    let mut bytes = text.bytes();
+    let mut finish = |label: &mut Vec<u8>| {
+        match u8::try_from(label.len()) {
+            Ok(0) => return Err(NameError::EmptyLabel),
+            Ok(length) if label.len() <= MAX_LABEL => wire.push(length),
+            _ => return Err(NameError::LongLabel),
+        }
+        wire.append(label);
+        if wire.len() >= MAX_NAME {
+            Err(NameError::LongName)
+        } else {
+            Ok(())
+        }
+    };
+    let mut open = true;
+    while let Some(byte) = bytes.next() {
+        open = byte != b'.';
+        match byte {
+            b'.' => finish(&mut label)?,
+            b'\\' => label.push(unescape(&mut bytes)?),
+            other => label.push(other),
+        }
+    }
+    if open {
+        finish(&mut label)?;
+    }
+    wire.extend_from_slice(if open { origin } else { &[0] });
+    if wire.len() > MAX_NAME {
+        return Err(NameError::LongName);
+    }
+    Ok(wire)
+}
+
+/// Presentation format of a name in wire form, letters as they are.
+pub(crate) fn show(wire: &[u8]) -> String {
+    let mut shown = String::new();
+    let mut rest = wire;
+    while let Some((&length, behind)) = rest.split_first().filter(|(length, _)| **length > 0) {
+        let Some((label, next)) = behind.split_at_checked(length.into()) else {
+            break;
+        };
+        for &byte in label {
+            match byte {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'*' => shown.push(byte.into()),
+                other => shown += &format!("\\{other:03}"),
+            }
+        }
+        shown.push('.');
+        rest = next;
+    }
+    if shown.is_empty() {
+        shown.push('.');
+    }
+    shown
 }
 
 fn unescape(bytes: &mut std::str::Bytes<'_>) -> Result<u8, NameError> {
@@ -206,18 +240,7 @@ impl fmt::Display for DnsName {
     /// Presentation format with the last dot; whatever is not a letter, digit, `-`, `_` or `*` is escaped,
     /// so that a name is also safe in a key or a log line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut any = false;
-        for label in self.labels() {
-            any = true;
-            for &byte in label {
-                match byte {
-                    b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'*' => write!(f, "{}", char::from(byte))?,
-                    other => write!(f, "\\{other:03}")?,
-                }
-            }
-            f.write_str(".")?;
-        }
-        if any { Ok(()) } else { f.write_str(".") }
+        f.write_str(&show(&self.0))
     }
 }
 

@@ -27,7 +27,7 @@ impl Rtype {
     pub const AAAA: Self = Self(28);
     /// Service location.
     pub const SRV: Self = Self(33);
-    /// Redirection of a subtree; not served here (see [`RrSet::new`]).
+    /// Redirection of a subtree (RFC 6672).
     pub const DNAME: Self = Self(39);
     /// EDNS pseudo-record.
     pub const OPT: Self = Self(41);
@@ -64,8 +64,7 @@ pub enum RrSetError {
     /// More than one CNAME, or DNAME, or SOA.
     #[error("there is at most one record of this type at a name")]
     Single,
-    /// A type that only asks (ANY, AXFR) or that only makes sense in a message (OPT, TSIG), or DNAME,
-    /// whose substitution is not implemented: storing it would promise what is not done.
+    /// A type that only asks (ANY, AXFR) or that only makes sense in a message (OPT, TSIG).
     #[error("records of this type cannot be stored")]
     Type,
     /// Time to live above 2^31 - 1 seconds (RFC 2181, 8).
@@ -85,7 +84,7 @@ impl RrSet {
     /// # Errors
     /// [`RrSetError`].
     pub fn new(rtype: Rtype, ttl_s: u32, mut rdatas: Vec<Box<[u8]>>) -> Result<Self, RrSetError> {
-        if rtype.is_meta() || rtype == Rtype::DNAME || rtype.0 == 0 {
+        if rtype.is_meta() || rtype.0 == 0 {
             return Err(RrSetError::Type);
         }
         if ttl_s > i32::MAX.unsigned_abs() {
@@ -96,7 +95,7 @@ impl RrSet {
         if rdatas.is_empty() {
             return Err(RrSetError::Empty);
         }
-        if rdatas.len() > 1 && matches!(rtype, Rtype::CNAME | Rtype::SOA) {
+        if rdatas.len() > 1 && matches!(rtype, Rtype::CNAME | Rtype::DNAME | Rtype::SOA) {
             return Err(RrSetError::Single);
         }
         if !rdatas.iter().all(|rdata| well_formed(rtype, rdata)) {
@@ -161,7 +160,7 @@ fn well_formed(rtype: Rtype, rdata: &[u8]) -> bool {
     match rtype {
         Rtype::A => rdata.len() == 4,
         Rtype::AAAA => rdata.len() == 16,
-        Rtype::NS | Rtype::CNAME | Rtype::PTR => name_fills(rdata),
+        Rtype::NS | Rtype::CNAME | Rtype::DNAME | Rtype::PTR => name_fills(rdata),
         Rtype::MX => rdata.get(2..).is_some_and(name_fills),
         Rtype::SRV => rdata.get(6..).is_some_and(name_fills),
         Rtype::SOA => {
@@ -222,7 +221,7 @@ mod tests {
         assert_eq!(set(Rtype::SOA, &[b"\0\0"]), Err(RrSetError::Data));
         assert_eq!(set(Rtype::ANY, &[b""]), Err(RrSetError::Type));
         assert_eq!(set(Rtype::OPT, &[b""]), Err(RrSetError::Type));
-        assert_eq!(set(Rtype::DNAME, &[b"\0"]), Err(RrSetError::Type));
+        assert_eq!(set(Rtype::DNAME, &[b"\x01a"]), Err(RrSetError::Data));
         assert_eq!(set(Rtype(65280), &[&vec![0; 60_000]]), Err(RrSetError::Large));
         assert_eq!(
             RrSet::new(Rtype::A, 1 << 31, vec![[0; 4].into()]),

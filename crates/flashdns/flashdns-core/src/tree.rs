@@ -1,58 +1,31 @@
-//! The tree of names: a sharded hash table that is copied where it is edited.
+//! The tree of names: packed shards that are copied where they are edited.
 //!
 //! ```text
-//!   Snapshot ──> [Arc<Shard>; 1024] ──> HashMap<wire name, Arc<Node>>
-//!   edit: clone the one shard the name is in, unless nobody else holds it
+//!   Snapshot ──> [Arc<Shard>; 1024] ──> table and arena of rows (see `shard`, `node`)
+//!   edit: copy the one shard the name is in, unless nobody else holds it
 //! ```
 //! All zones share one tree, and every ancestor of a name is in it, so a walk from the root towards a name
 //! finds the zone, the zone cut and the closest encloser and ends at the first label that does not exist:
 //! a question for a name that does not exist costs the same in a zone of a million names.
 
-use std::{collections::HashMap, fmt, hash::BuildHasher, hash::RandomState, sync::Arc};
+use std::{fmt, hash::BuildHasher, hash::RandomState, sync::Arc};
 
 use crate::{
     limits::MAX_LABELS,
     name::{DnsName, parent},
-    rr::{RrSet, Rtype},
+    node::Node,
+    rr::RrSet,
+    shard::Shard,
 };
 
 /// An edit copies one shard, so its cost is about names / SHARDS.
 const SHARDS: usize = 1024;
 
-/// A zone of authority, kept at its apex.
-pub(crate) struct Zone {
-    /// SOA data; its serial field is replaced by the snapshot's when it is sent.
-    pub(crate) soa: Box<[u8]>,
-    pub(crate) soa_ttl_s: u32,
-    /// Time to live of the SOA in a negative answer: min(SOA TTL, MINIMUM) (RFC 2308, 3).
-    pub(crate) negative_ttl_s: u32,
-}
-
-#[derive(Clone, Default)]
-pub(crate) struct Node {
-    pub(crate) sets: Vec<RrSet>,
-    pub(crate) zone: Option<Arc<Zone>>,
-    /// Names directly below this one.
-    children: u32,
-}
-
-impl Node {
-    pub(crate) fn set(&self, rtype: Rtype) -> Option<&RrSet> {
-        self.sets.iter().find(|set| set.rtype() == rtype)
-    }
-
-    fn is_vacant(&self) -> bool {
-        self.sets.is_empty() && self.zone.is_none() && self.children == 0
-    }
-}
-
-/// Keys are random per process (SipHash), so nobody outside can choose names that collide.
-type Shard = HashMap<Box<[u8]>, Arc<Node>, RandomState>;
-
 /// An immutable state of all zones. Cloning shares everything.
 #[derive(Clone)]
 pub struct Snapshot {
     shards: Arc<[Arc<Shard>]>,
+    /// Keys are random per process (SipHash), so nobody outside can choose names that collide.
     hasher: RandomState,
     pub(crate) serial: u32,
     names: usize,
@@ -69,11 +42,10 @@ impl fmt::Debug for Snapshot {
 
 impl Default for Snapshot {
     fn default() -> Self {
-        let hasher = RandomState::new();
-        let empty = Arc::new(Shard::with_hasher(hasher.clone()));
+        let empty = Arc::new(Shard::default());
         Self {
             shards: vec![empty; SHARDS].into(),
-            hasher,
+            hasher: RandomState::new(),
             serial: 0,
             names: 0,
         }
@@ -93,79 +65,92 @@ impl Snapshot {
         self.names
     }
 
-    fn shard(&self, wire: &[u8]) -> usize {
-        // The low bits of the hash choose the bucket within a shard, so the shard takes high ones.
-        let [a, b, ..] = self.hasher.hash_one(wire).to_be_bytes();
-        usize::from(u16::from_be_bytes([a, b])) % SHARDS
+    /// Bytes of memory that names and records take.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let shards = self.shards.iter().map(|shard| size_of::<Shard>() + shard.bytes());
+        shards.sum()
     }
 
-    pub(crate) fn node(&self, wire: &[u8]) -> Option<&Node> {
-        self.shards.get(self.shard(wire))?.get(wire).map(|node| &**node)
+    /// The shard a name is in, and its tag there.
+    fn place(&self, wire: &[u8]) -> (usize, u32) {
+        let [a, b, _, _, tag @ ..] = self.hasher.hash_one(wire).to_be_bytes();
+        (
+            usize::from(u16::from_be_bytes([a, b])) % SHARDS,
+            u32::from_be_bytes(tag),
+        )
     }
 
-    fn shard_mut(&mut self, wire: &[u8]) -> Option<&mut Shard> {
-        let index = self.shard(wire);
-        Arc::make_mut(&mut self.shards).get_mut(index).map(Arc::make_mut)
+    pub(crate) fn node(&self, wire: &[u8]) -> Option<Node<'_>> {
+        let (shard, tag) = self.place(wire);
+        self.shards.get(shard)?.find(tag, wire)
     }
 
     /// Replaces what is stored at a name; nothing at all removes the name and the ancestors that only
     /// existed for it.
-    pub(crate) fn put(&mut self, name: &DnsName, sets: Vec<RrSet>, zone: Option<Arc<Zone>>) {
+    pub(crate) fn put(&mut self, name: &DnsName, sets: &[RrSet]) {
         let wire = name.wire();
-        let children = self.node(wire).map(|node| node.children);
-        let node = Node {
-            sets,
-            zone,
-            children: children.unwrap_or(0),
-        };
-        match (children.is_some(), node.is_vacant()) {
-            (false, true) => {}
-            (true, true) => self.remove(wire),
-            (true, false) => self.store(wire, node),
-            (false, false) => {
-                self.store(wire, node);
+        match (self.node(wire).map(Node::children), sets.is_empty()) {
+            (None, true) => {}
+            (Some(0), true) => self.remove(wire),
+            (Some(children), _) => {
+                self.store(wire, children, sets);
+            }
+            (None, false) => {
+                self.store(wire, 0, sets);
                 self.count_child_of(wire);
             }
         }
     }
 
-    fn store(&mut self, wire: &[u8], node: Node) {
-        if let Some(shard) = self.shard_mut(wire)
-            && shard.insert(wire.into(), Arc::new(node)).is_none()
-        {
-            self.names += 1;
-        }
+    /// Changes the shard of a name.
+    fn edit<T>(&mut self, wire: &[u8], change: impl FnOnce(&mut Shard, u32) -> T) -> Option<T> {
+        let (shard, tag) = self.place(wire);
+        let shard = Arc::make_mut(Arc::make_mut(&mut self.shards).get_mut(shard)?);
+        let result = change(shard, tag);
+        shard.bury_done();
+        Some(result)
+    }
+
+    fn store(&mut self, wire: &[u8], children: u32, sets: &[RrSet]) {
+        let stored = self.edit(wire, |shard, tag| shard.store(tag, wire, children, sets));
+        // A shard ends at 4 GiB: four thousand times a million names.
+        let is_new = stored.flatten();
+        assert!(is_new.is_some(), "the tree of names is full");
+        self.names += usize::from(is_new == Some(true));
+    }
+
+    fn set_children(&mut self, wire: &[u8], children: u32) {
+        self.edit(wire, |shard, tag| shard.set_children(tag, wire, children));
     }
 
     /// Tells the ancestors of a new name about it, making those that are missing.
     fn count_child_of(&mut self, wire: &[u8]) {
         let mut above = parent(wire);
         while let Some(wire) = above {
-            let known = self.node(wire).cloned();
-            let is_new = known.is_none();
-            let mut node = known.unwrap_or_default();
-            node.children = node.children.saturating_add(1);
-            self.store(wire, node);
-            above = if is_new { parent(wire) } else { None };
+            match self.node(wire).map(Node::children) {
+                Some(children) => {
+                    self.set_children(wire, children.saturating_add(1));
+                    return;
+                }
+                None => self.store(wire, 1, &[]),
+            }
+            above = parent(wire);
         }
     }
 
     fn remove(&mut self, wire: &[u8]) {
         let mut gone = wire;
         loop {
-            if let Some(shard) = self.shard_mut(gone)
-                && shard.remove(gone).is_some()
-            {
-                self.names -= 1;
-            }
+            let removed = self.edit(gone, |shard, tag| shard.remove(tag, gone));
+            self.names -= usize::from(removed == Some(true));
             let Some(above) = parent(gone) else { return };
-            let Some(mut node) = self.node(above).cloned() else {
+            let Some(children) = self.node(above).map(Node::children) else {
                 return;
             };
-            assert!(node.children > 0, "a name's parent counts it");
-            node.children -= 1;
-            if !node.is_vacant() {
-                self.store(above, node);
+            assert!(children > 0, "a name's parent counts it");
+            self.set_children(above, children - 1);
+            if self.node(above).is_some_and(|node| !node.is_vacant()) {
                 return;
             }
             gone = above;
@@ -181,12 +166,22 @@ impl Snapshot {
             let Some(node) = wire.get(start..).and_then(|suffix| self.node(suffix)) else {
                 break;
             };
-            if let Some(zone) = &node.zone {
-                walk.parent = walk.zone.filter(|_| walk.cut.is_none());
-                walk.zone = Some((zone, start));
-                walk.cut = None;
-            } else if walk.zone.is_some() && walk.cut.is_none() && node.set(Rtype::NS).is_some() {
+            if node.is_apex() {
+                walk.parent = walk
+                    .zone
+                    .filter(|_| walk.cut.is_none() && walk.redirect.is_none());
+                walk.zone = Some((node, start));
+                (walk.cut, walk.redirect) = (None, None);
+            } else if walk.zone.is_some()
+                && walk.cut.is_none()
+                && walk.redirect.is_none()
+                && node.has_servers()
+            {
                 walk.cut = Some((node, start));
+            }
+            // RFC 6672, 2.3: a redirection is of what lies below, not of its owner.
+            if node.redirects() && start > 0 && walk.cut.is_none() && walk.redirect.is_none() {
+                walk.redirect = walk.zone.map(|_| (node, start));
             }
             walk.encloser = start;
             walk.exact = (start == 0).then_some(node);
@@ -213,20 +208,23 @@ fn label_starts(wire: &[u8]) -> ([u8; MAX_LABELS], usize) {
 #[derive(Default)]
 pub(crate) struct Walk<'a> {
     /// The closest zone at or above the name, and where its apex starts.
-    pub(crate) zone: Option<(&'a Arc<Zone>, usize)>,
+    pub(crate) zone: Option<(Node<'a>, usize)>,
     /// The zone above that one, when it is served here too and has not delegated away in between.
-    pub(crate) parent: Option<(&'a Arc<Zone>, usize)>,
+    pub(crate) parent: Option<(Node<'a>, usize)>,
     /// The topmost zone cut of `zone` at or above the name.
-    pub(crate) cut: Option<(&'a Node, usize)>,
+    pub(crate) cut: Option<(Node<'a>, usize)>,
+    /// The topmost DNAME of `zone` strictly above the name, and not below a cut.
+    pub(crate) redirect: Option<(Node<'a>, usize)>,
     /// Where the longest existing suffix of the name starts.
     pub(crate) encloser: usize,
     /// The name's own node.
-    pub(crate) exact: Option<&'a Node>,
+    pub(crate) exact: Option<Node<'a>>,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rr::Rtype;
 
     fn name(text: &str) -> DnsName {
         text.parse().unwrap()
@@ -239,28 +237,28 @@ mod tests {
     #[test]
     fn ancestors_come_and_go_with_their_names() {
         let mut tree = Snapshot::default();
-        tree.put(&name("a.b.c"), a(), None);
-        tree.put(&name("x.b.c"), a(), None);
+        tree.put(&name("a.b.c"), &a());
+        tree.put(&name("x.b.c"), &a());
         assert_eq!(tree.names(), 5);
-        tree.put(&name("a.b.c"), vec![], None);
+        tree.put(&name("a.b.c"), &[]);
         assert_eq!(tree.names(), 4);
         assert!(tree.node(name("b.c").wire()).is_some());
-        tree.put(&name("b.c"), a(), None);
-        tree.put(&name("x.b.c"), vec![], None);
+        tree.put(&name("b.c"), &a());
+        tree.put(&name("x.b.c"), &[]);
         assert_eq!(tree.names(), 3);
-        tree.put(&name("b.c"), vec![], None);
+        tree.put(&name("b.c"), &[]);
         assert_eq!(tree.names(), 0);
-        tree.put(&name("b.c"), vec![], None);
+        tree.put(&name("b.c"), &[]);
         assert_eq!(tree.names(), 0);
     }
 
     #[test]
     fn a_clone_does_not_see_later_edits() {
         let mut tree = Snapshot::default();
-        tree.put(&name("a.b"), a(), None);
+        tree.put(&name("a.b"), &a());
         let before = tree.clone();
-        tree.put(&name("a.b"), vec![], None);
-        tree.put(&name("c.b"), a(), None);
+        tree.put(&name("a.b"), &[]);
+        tree.put(&name("c.b"), &a());
         assert!(before.node(name("a.b").wire()).is_some());
         assert!(before.node(name("c.b").wire()).is_none());
         assert!(tree.node(name("a.b").wire()).is_none());

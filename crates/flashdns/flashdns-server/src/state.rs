@@ -193,7 +193,7 @@ impl State {
             .filter(is_behind)
             .take(limit.saturating_add(1))
             .map(|name| Listed {
-                sets: self.catalog.stored(&name).to_vec(),
+                sets: self.catalog.stored(&name),
                 name,
                 is_vm: false,
             })

@@ -293,10 +293,16 @@ async fn impossible_requests_say_why() {
             "made by the server",
         ),
         (
-            p,
-            json!({"name": "b.p.hearth.internal", "type": "DNAME", "data": "\\# 1 00"}),
+            "hearth.internal",
+            json!({"name": "hearth.internal", "type": "DNAME", "data": "x."}),
             400,
-            "cannot be stored",
+            "top of the zone",
+        ),
+        (
+            p,
+            json!({"name": "b.p.hearth.internal", "type": "DNAME", "data": "x..y"}),
+            400,
+            "empty label",
         ),
         (
             p,

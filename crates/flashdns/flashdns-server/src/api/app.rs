@@ -239,12 +239,15 @@ impl App {
         let is_apex = *name == self.zones.domain || self.zones.reverse.contains(name);
         match rtype {
             Rtype::SOA => Err(invalid("a zone's SOA is made by the server")),
-            Rtype::NS | Rtype::CNAME | Rtype::DS if is_apex => Err(invalid(format!(
-                "at the top of the zone `{zone}` there is no NS, CNAME or DS to add"
+            Rtype::NS | Rtype::CNAME | Rtype::DNAME | Rtype::DS if is_apex => Err(invalid(format!(
+                "at the top of the zone `{zone}` there is no NS, CNAME, DNAME or DS to add"
             ))),
             Rtype::NS | Rtype::DS if name.is_wildcard() => {
                 Err(invalid("a wildcard cannot be delegated (RFC 4592, 4.2)"))
             }
+            Rtype::DNAME if name.is_wildcard() => Err(invalid(
+                "a wildcard cannot redirect what lies below it (RFC 6672, 3.3)",
+            )),
             _ => Ok(()),
         }
     }
