@@ -1,4 +1,4 @@
-//! The project's own tools: `cargo xtask ci|tidy|sim`.
+//! The project's own tools: `cargo xtask ci|tidy|sim|bench|mutants`.
 //!
 //! What it is: the one place that knows how the project is checked. `./test` installs what the
 //! tests need and calls `ci`; CI calls `./test`; nothing else describes a check.
@@ -12,6 +12,7 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod ci;
 mod counts;
+mod mutants;
 mod sim;
 mod step;
 mod tidy;
@@ -38,6 +39,8 @@ enum Command {
     Sim(sim::Args),
     /// The same load on Debian's etcd and on Chainfire, in turn; prints ratios.
     Bench(bench::BenchArgs),
+    /// Bugs planted in FlashDNS's answers, each of which the comparison with NSD, Knot and BIND must find.
+    Mutants,
     /// The house's invariants: layers, pure cores, manifests, crate headers.
     Tidy,
 }
@@ -47,6 +50,7 @@ fn main() -> Result<std::process::ExitCode> {
         Command::Ci { quick, only } => ci::run(quick, &only),
         Command::Sim(args) => sim::run(&args).map(|()| std::process::ExitCode::SUCCESS),
         Command::Bench(args) => bench::run(&args).map(|()| std::process::ExitCode::SUCCESS),
+        Command::Mutants => mutants::run().map(|()| std::process::ExitCode::SUCCESS),
         Command::Tidy => tidy::run(),
     }
 }
