@@ -37,7 +37,7 @@ enum Command {
     },
     /// The consensus simulation: 500 seeds and every planted bug, or one seed with `--seed N`.
     Sim(sim::Args),
-    /// The same load on Debian's etcd and on Chainfire, in turn; prints ratios.
+    /// Chainfire beside Debian's etcd under the same load, or the scheduler's decisions a second.
     Bench(bench::BenchArgs),
     /// Bugs planted in FlashDNS's answers, each of which the comparison with NSD, Knot and BIND must find.
     Mutants,

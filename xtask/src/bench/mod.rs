@@ -11,6 +11,7 @@
 
 mod cluster;
 mod loads;
+mod scheduler;
 mod table;
 
 use std::collections::BTreeMap;
@@ -30,7 +31,7 @@ const SIZES: [usize; 2] = [1, 3];
 /// What to measure.
 #[derive(clap::Args, Debug)]
 pub(crate) struct BenchArgs {
-    /// What to measure: `chainfire`.
+    /// What to measure: `chainfire`, or `scheduler` (decisions of PlasmaVMC's; only --seconds counts there).
     what: String,
     /// Interleaved rounds; the median is shown.
     #[arg(long, default_value_t = 3)]
@@ -106,6 +107,9 @@ type Figures = BTreeMap<(Cell, Product), Vec<Figure>>;
 
 /// Runs the benchmark and prints its table.
 pub(crate) fn run(args: &BenchArgs) -> Result<()> {
+    if args.what == "scheduler" {
+        return scheduler::run(args.seconds);
+    }
     let programs = check(args)?;
     let chosen = |wanted: &[usize], all: &[usize]| {
         if wanted.is_empty() {
@@ -156,7 +160,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
 fn check(args: &BenchArgs) -> Result<Programs> {
     ensure!(
         args.what == "chainfire",
-        "there is a benchmark of `chainfire` only"
+        "there are benchmarks of `chainfire` and `scheduler` only"
     );
     ensure!(
         args.rounds > 0 && args.seconds > 0,

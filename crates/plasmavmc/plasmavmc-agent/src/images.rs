@@ -45,6 +45,13 @@ pub(crate) enum ImageError {
     Fetch { sha256: String, reason: String },
 }
 
+/// Most images that the control plane is told of.
+const MAX_TOLD: usize = 256;
+
+fn is_sha256(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
 /// Where the bytes of images come from; the seam to the control plane.
 pub(crate) trait ImageSource: Send + Sync + std::fmt::Debug {
     /// Opens a stream of pieces from `offset` on.
@@ -87,6 +94,17 @@ impl ImageCache {
         })
     }
 
+    /// SHA-256 of the images that are here, at most [`MAX_TOLD`].
+    pub(crate) fn held(&self) -> Vec<String> {
+        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        let mut held: Vec<String> = names.filter(|name| is_sha256(name)).collect();
+        // Always the same ones: a control plane that hears of others each time would write each time.
+        held.sort();
+        held.truncate(MAX_TOLD);
+        held
+    }
+
     /// The verified file of an image. However many ask at once, it is fetched once. A caller may go
     /// away; whoever still waits carries the fetch on.
     pub(crate) async fn ensure(
@@ -95,7 +113,7 @@ impl ImageCache {
         in_use: &BTreeSet<String>,
     ) -> Result<PathBuf, ImageError> {
         let sha256 = image.sha256.to_ascii_lowercase();
-        if sha256.len() != 64 || !sha256.bytes().all(|b| b.is_ascii_hexdigit()) {
+        if !is_sha256(&sha256) {
             return Err(ImageError::Reference(format!(
                 "`{}` is not a sha256",
                 image.sha256

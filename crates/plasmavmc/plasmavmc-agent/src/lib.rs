@@ -20,6 +20,7 @@
 //!   what should run, with or without a control plane.
 //! * Nothing is destroyed but by an assignment with `delete`.
 
+mod capacity;
 mod config;
 mod console;
 mod control;

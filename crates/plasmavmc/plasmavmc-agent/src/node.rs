@@ -1,7 +1,7 @@
 //! Everything that the VMs of this node share, and who owns which VM.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use plasmavmc_client::agent::{Assignment, NodeStatus};
 use plasmavmc_hypervisor::{HypervisorRegistry, MachineId};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::capacity;
 use crate::config::{AgentConfig, MEMORY_RESERVE_MIB};
 use crate::console::{Console, NoConsole, Viewer};
 use crate::images::ImageCache;
@@ -369,32 +370,28 @@ impl Node {
             given => given,
         };
         let memory_mib = match self.config.memory_mib {
-            0 => machine_memory_mib().saturating_sub(MEMORY_RESERVE_MIB),
+            0 => capacity::memory_mib().saturating_sub(MEMORY_RESERVE_MIB),
             given => given,
+        };
+        // Cells are the whole machine's: they say nothing where only a part of it was given.
+        let cells = if self.config.vcpus == 0 && self.config.memory_mib == 0 {
+            capacity::cells(Path::new("/sys/devices/system/node"))
+        } else {
+            Vec::new()
         };
         let accelerator = self.registry.get("").ok().map(|h| h.accelerator());
         NodeStatus {
             vcpus,
             memory_bytes: memory_mib << 20,
-            disk_bytes: disk_bytes(&self.data_dir),
+            disk_bytes: capacity::disk_bytes(&self.data_dir),
             network_mode: self.network.mode().to_owned(),
             accelerator: accelerator.map_or_else(String::new, |a| a.kind.as_str().to_owned()),
             accelerator_reason: accelerator.map_or_else(String::new, |a| a.reason.clone()),
             labels: self.config.labels.clone().into_iter().collect(),
+            architecture: std::env::consts::ARCH.to_owned(),
+            hypervisors: self.registry.iter().map(|h| h.name().to_owned()).collect(),
+            cells,
+            images: self.images.held(),
         }
     }
-}
-
-fn machine_memory_mib() -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find_map(|l| l.strip_prefix("MemTotal:"));
-    let kib = line
-        .and_then(|l| l.trim().strip_suffix(" kB"))
-        .and_then(|n| n.trim().parse::<u64>().ok());
-    kib.map_or(0, |kib| kib >> 10)
-}
-
-/// Size of the file system under the data folder.
-fn disk_bytes(path: &std::path::Path) -> u64 {
-    nix::sys::statvfs::statvfs(path).map_or(0, |s| s.blocks().saturating_mul(s.fragment_size()))
 }

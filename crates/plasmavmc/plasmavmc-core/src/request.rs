@@ -1,5 +1,7 @@
 //! What a valid request for a VM is.
 
+use std::collections::BTreeSet;
+
 use hearth_types::{Labels, Name, NameError};
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +27,10 @@ pub struct Limits {
     pub max_ssh_key_bytes: usize,
     /// Longest user data, in bytes.
     pub max_user_data_bytes: usize,
+    /// Most features that a VM may ask of a node.
+    pub max_features: usize,
+    /// Most groups that a VM may be in.
+    pub max_groups: usize,
 }
 
 impl Default for Limits {
@@ -37,6 +43,8 @@ impl Default for Limits {
             max_ssh_keys: 32,
             max_ssh_key_bytes: 16 << 10,
             max_user_data_bytes: 32 << 10,
+            max_features: 16,
+            max_groups: 4,
         }
     }
 }
@@ -75,7 +83,7 @@ impl std::str::FromStr for NetworkMode {
 }
 
 /// What runs the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Hypervisor {
     /// QEMU.
@@ -91,6 +99,18 @@ impl Hypervisor {
         match self {
             Self::Kvm => "kvm",
             Self::Firecracker => "firecracker",
+        }
+    }
+}
+
+impl std::str::FromStr for Hypervisor {
+    type Err = InvalidRequest;
+
+    fn from_str(text: &str) -> Result<Self, InvalidRequest> {
+        match text {
+            "kvm" => Ok(Self::Kvm),
+            "firecracker" => Ok(Self::Firecracker),
+            other => Err(InvalidRequest::Hypervisor(other.to_owned())),
         }
     }
 }
@@ -118,6 +138,14 @@ pub struct RawRequest {
     pub network_mode: Option<String>,
     /// Hypervisor; empty: QEMU.
     pub hypervisor: String,
+    /// Architecture that a node must have; `None`: any.
+    pub architecture: Option<String>,
+    /// What else a node must be able to do.
+    pub features: Vec<String>,
+    /// CPUs and memory must come from one NUMA cell.
+    pub one_cell: bool,
+    /// Names of the groups that it will be a member of.
+    pub groups: Vec<String>,
 }
 
 /// A valid request.
@@ -133,6 +161,14 @@ pub struct VmRequest {
     pub network_mode: Option<NetworkMode>,
     /// Hypervisor.
     pub hypervisor: Hypervisor,
+    /// Architecture that a node must have; `None`: any.
+    pub architecture: Option<String>,
+    /// What else a node must be able to do.
+    pub features: BTreeSet<String>,
+    /// CPUs and memory must come from one NUMA cell.
+    pub one_cell: bool,
+    /// Names of the groups that it will be a member of.
+    pub groups: BTreeSet<Name>,
 }
 
 /// What is wrong with a request. The text says what, why and what to do.
@@ -204,6 +240,19 @@ pub enum InvalidRequest {
     /// An unknown hypervisor.
     #[error("the hypervisor `{0}` does not exist; use `kvm` or `firecracker`, or leave it out")]
     Hypervisor(String),
+    /// A text that is no architecture or feature.
+    #[error("`{0}` is no architecture or feature; use 1 to 63 of a-z, 0-9, -, _ and .")]
+    Word(String),
+    /// Too many features or groups.
+    #[error("{count} {what} are too many; give at most {max}")]
+    TooMany {
+        /// How many there are.
+        count: usize,
+        /// Of what.
+        what: &'static str,
+        /// The most.
+        max: usize,
+    },
 }
 
 /// A size for people, in the largest unit that keeps it a whole number.
@@ -255,10 +304,10 @@ pub fn validate(raw: &RawRequest, limits: &Limits) -> Result<VmRequest, InvalidR
     check_guest_data(raw, limits)?;
     let network_mode = raw.network_mode.as_deref().map(str::parse).transpose()?;
     let hypervisor = match raw.hypervisor.as_str() {
-        "" | "kvm" => Hypervisor::Kvm,
-        "firecracker" => Hypervisor::Firecracker,
-        other => return Err(InvalidRequest::Hypervisor(other.to_owned())),
+        "" => Hypervisor::Kvm,
+        given => given.parse()?,
     };
+    let groups = check_groups(raw, limits)?;
     let resources = Resources {
         vcpus: raw.vcpus,
         memory_bytes: raw.memory_bytes,
@@ -274,7 +323,36 @@ pub fn validate(raw: &RawRequest, limits: &Limits) -> Result<VmRequest, InvalidR
         node_selector: raw.node_selector.clone(),
         network_mode,
         hypervisor,
+        architecture: raw.architecture.clone(),
+        features: raw.features.iter().cloned().collect(),
+        one_cell: raw.one_cell,
+        groups,
     })
+}
+
+/// What a node must be able to do, and the groups.
+fn check_groups(raw: &RawRequest, limits: &Limits) -> Result<BTreeSet<Name>, InvalidRequest> {
+    let too_many = |count, what, max| InvalidRequest::TooMany { count, what, max };
+    if raw.features.len() > limits.max_features {
+        return Err(too_many(raw.features.len(), "features", limits.max_features));
+    }
+    if raw.groups.len() > limits.max_groups {
+        return Err(too_many(raw.groups.len(), "groups", limits.max_groups));
+    }
+    for word in raw.architecture.iter().chain(&raw.features) {
+        let fits = (1..=63).contains(&word.len())
+            && word
+                .bytes()
+                .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.'));
+        if !fits {
+            return Err(InvalidRequest::Word(word.clone()));
+        }
+    }
+    Ok(raw
+        .groups
+        .iter()
+        .map(|name| name.parse())
+        .collect::<Result<_, _>>()?)
 }
 
 fn check_guest_data(raw: &RawRequest, limits: &Limits) -> Result<(), InvalidRequest> {
@@ -329,6 +407,10 @@ mod tests {
             node_selector: Labels::default(),
             network_mode: None,
             hypervisor: String::new(),
+            architecture: None,
+            features: Vec::new(),
+            one_cell: false,
+            groups: Vec::new(),
         }
     }
 
@@ -386,6 +468,14 @@ mod tests {
         check(
             |r| r.hypervisor = "xen".to_owned(),
             &expect!["the hypervisor `xen` does not exist; use `kvm` or `firecracker`, or leave it out"],
+        );
+        check(
+            |r| r.features = vec!["AVX 512".to_owned()],
+            &expect!["`AVX 512` is no architecture or feature; use 1 to 63 of a-z, 0-9, -, _ and ."],
+        );
+        check(
+            |r| r.groups = (0..5).map(|n| format!("g{n}")).collect(),
+            &expect!["5 groups are too many; give at most 4"],
         );
     }
 

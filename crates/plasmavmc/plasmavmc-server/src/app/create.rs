@@ -8,7 +8,7 @@ use hearth_types::{Name, VmId};
 use iam_client::OpContext;
 use plasmavmc_client::types::{Vm, VmCreate};
 use plasmavmc_core::{
-    Decision, Desired, InvalidRequest, NetworkMode, Placement, RawRequest, VmRequest, place, validate,
+    Cluster, Decision, Desired, InvalidRequest, NetworkMode, Pick, Placement, RawRequest, VmRequest, validate,
 };
 use sha2::{Digest, Sha256};
 
@@ -119,14 +119,13 @@ async fn place_and_write(
 }
 
 fn decide(app: &App, nodes: &[NodeSnapshot], valid: &VmRequest) -> Result<Decision, ApiError> {
-    let views: Vec<_> = nodes.iter().map(NodeSnapshot::view).collect();
-    place(
-        &views,
-        &Placement::from(valid),
-        &app.config().policy(),
-        rand::random(),
-    )
-    .map_err(|none| {
+    let mut cluster = Cluster::new(app.config().policy());
+    nodes
+        .iter()
+        .map(NodeSnapshot::view)
+        .for_each(|node| cluster.upsert(node));
+    let decision = cluster.decide(&Placement::from(valid), Pick::Near, rand::random());
+    decision.map_err(|none| {
         app.metrics().placements_refused.inc();
         ApiError::new(ErrorKind::ResourceExhausted, none.to_string())
             .hint("ask for less, delete what is not needed, or add a node; `hearth node list` shows the room")
@@ -220,6 +219,10 @@ fn raw_request(request: &VmCreate, image: &ImageRecord) -> RawRequest {
         node_selector: request.node_selector.clone(),
         network_mode: request.network_mode.clone(),
         hypervisor: request.hypervisor.clone(),
+        architecture: None,
+        features: Vec::new(),
+        one_cell: false,
+        groups: Vec::new(),
     }
 }
 

@@ -122,6 +122,6 @@ pub(crate) fn node(node: &NodeSnapshot) -> Node {
         accelerator: info.accelerator.clone(),
         accelerator_reason: info.accelerator_reason.clone(),
         agent_version: info.agent_version.clone(),
-        labels: info.labels.clone(),
+        labels: info.all_labels(),
     }
 }

@@ -4,11 +4,16 @@ use std::collections::BTreeMap;
 
 use hearth_types::{LabelError, Labels};
 use plasmavmc_client::agent::{self, Assignment, ImageRef, Nic, NodeStatus, VmSpec};
-use plasmavmc_core::{Desired, InvalidRequest, NetworkMode, Phase, Resources};
+use plasmavmc_core::{Cell, Desired, InvalidRequest, NetworkMode, Phase, Resources};
 
 use crate::app::vm::now_ms;
 use crate::config::PlasmaConfig;
 use crate::store::records::{NodeRecord, ObservedRecord, VERSION, VmRecord};
+
+/// Most NUMA cells of a node that are kept.
+const MAX_CELLS: usize = 64;
+/// Most images of a node that are kept.
+const MAX_IMAGES: usize = 256;
 
 /// Why what an agent says cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +46,24 @@ pub(crate) fn node_record(
         agent_version: agent_version.to_owned(),
         boot_id: boot_id.to_owned(),
         schedulable: true,
+        own_labels: Labels::default(),
+        architecture: status.architecture.clone(),
+        // One that this server does not know is one that it never asks for.
+        hypervisors: status
+            .hypervisors
+            .iter()
+            .filter_map(|name| name.parse().ok())
+            .collect(),
+        cells: status
+            .cells
+            .iter()
+            .take(MAX_CELLS)
+            .map(|cell| Cell {
+                vcpus: cell.vcpus,
+                memory_bytes: cell.memory_bytes,
+            })
+            .collect(),
+        images: status.images.iter().take(MAX_IMAGES).cloned().collect(),
     })
 }
 

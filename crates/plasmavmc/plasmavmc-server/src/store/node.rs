@@ -1,8 +1,10 @@
 //! Nodes in the store.
 
+use std::collections::BTreeSet;
+
 use chainfire_client::{Op, Txn};
 use hearth_types::Name;
-use plasmavmc_core::NodeView;
+use plasmavmc_core::{Hypervisor, NodeView};
 
 use super::records::{AllocRecord, NodeRecord, VERSION};
 use super::{Store, StoreError, Stored, decode, encode, keys, pairs, unchanged};
@@ -25,8 +27,18 @@ impl NodeSnapshot {
             schedulable: self.info.value.schedulable,
             capacity: self.info.value.capacity,
             claimed: self.alloc.value.alloc.total(),
-            labels: self.info.value.labels.clone(),
+            cells: self.info.value.cells.clone(),
+            claimed_in_cells: self.alloc.value.alloc.in_cells(),
+            labels: self.info.value.all_labels(),
             network_mode: self.info.value.network_mode,
+            architecture: self.info.value.architecture.clone(),
+            hypervisors: if self.info.value.hypervisors.is_empty() {
+                BTreeSet::from([Hypervisor::Kvm])
+            } else {
+                self.info.value.hypervisors.clone()
+            },
+            features: BTreeSet::from([self.info.value.accelerator.clone()]),
+            images: self.info.value.images.clone(),
         }
     }
 }
@@ -36,7 +48,7 @@ impl Store {
     pub(crate) async fn nodes(&self) -> Result<Vec<NodeSnapshot>, StoreError> {
         let reads = [Op::list(keys::NODES), Op::list(keys::SESSIONS)];
         let outcome = self.txn("reading nodes", Txn::new().then(reads)).await?;
-        let alive: std::collections::BTreeSet<Name> = pairs(&outcome, 1)
+        let alive: BTreeSet<Name> = pairs(&outcome, 1)
             .iter()
             .filter_map(|kv| keys::last(&kv.key))
             .collect();
@@ -65,16 +77,16 @@ impl Store {
         Ok(nodes)
     }
 
-    /// Keeps what an agent says about its node, if that is news. What people have set (schedulable) stays.
+    /// Keeps what an agent says about its node, if that is news. What people have set stays.
     pub(crate) async fn register_node(&self, name: &Name, says: &NodeRecord) -> Result<(), StoreError> {
         let key = keys::node_info(name);
         for _ in 0..super::MAX_CONTENTION {
             let known = self.get::<NodeRecord>(&key).await?;
-            let schedulable = known.as_ref().is_none_or(|known| known.value.schedulable);
-            let wanted = NodeRecord {
-                schedulable,
-                ..says.clone()
-            };
+            let mut wanted = says.clone();
+            if let Some(known) = &known {
+                wanted.schedulable = known.value.schedulable;
+                wanted.own_labels = known.value.own_labels.clone();
+            }
             if known.as_ref().is_some_and(|known| known.value == wanted) {
                 return Ok(());
             }

@@ -1,10 +1,11 @@
 //! What stands in the store, as JSON. Each record carries its version; a reader refuses a newer one than it knows.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use hearth_types::{ImageId, Labels, Name, ProjectId, VmId};
 use plasmavmc_client::types::ImageFormat;
-use plasmavmc_core::{Desired, Hypervisor, NetworkMode, Phase, Resources};
+use plasmavmc_core::{Cell, Desired, Hypervisor, NetworkMode, Phase, Resources};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -140,7 +141,31 @@ pub(crate) struct NodeRecord {
     pub(crate) labels: Labels,
     pub(crate) agent_version: String,
     pub(crate) boot_id: String,
+    /// Set by people.
     pub(crate) schedulable: bool,
+    /// Labels set by people, over those that the agent says.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub(crate) own_labels: Labels,
+    #[serde(default)]
+    pub(crate) architecture: String,
+    /// None: an agent of before there were several; it runs QEMU.
+    #[serde(default)]
+    pub(crate) hypervisors: BTreeSet<Hypervisor>,
+    #[serde(default)]
+    pub(crate) cells: Vec<Cell>,
+    /// SHA-256 of the images in the node's cache.
+    #[serde(default)]
+    pub(crate) images: BTreeSet<String>,
+}
+
+impl NodeRecord {
+    /// All labels: those set by people win.
+    pub(crate) fn all_labels(&self) -> Labels {
+        let mut all: BTreeMap<String, String> = self.labels.clone().into();
+        all.extend(BTreeMap::from(self.own_labels.clone()));
+        // Both together may be more than one resource may have: then people's count.
+        Labels::try_from(all).unwrap_or_else(|_| self.own_labels.clone())
+    }
 }
 
 impl Record for NodeRecord {

@@ -155,6 +155,8 @@ impl Talk {
             accelerator: "tcg".to_owned(),
             accelerator_reason: "simulated".to_owned(),
             labels: [("rack".to_owned(), node.to_owned())].into(),
+            architecture: "x86_64".to_owned(),
+            ..NodeStatus::default()
         };
         let incarnation = uuid::Uuid::now_v7().to_string();
         self.say(agent_message::Kind::Hello(Hello {
