@@ -70,6 +70,12 @@ pub(crate) enum Command {
     /// The machines that guests run on
     #[command(subcommand)]
     Node(Node),
+    /// Groups of VMs that are placed apart or together
+    #[command(subcommand)]
+    Group(Group),
+    /// What a project's VMs may take
+    #[command(subcommand)]
+    Quota(Quota),
     /// Users, projects and rights
     #[command(subcommand)]
     Iam(Iam),
@@ -158,7 +164,7 @@ pub(crate) enum Image {
 #[derive(Subcommand)]
 pub(crate) enum Vm {
     /// Creates a VM and starts it
-    Create(VmCreate),
+    Create(Box<VmCreate>),
     /// Lists the project's VMs
     List,
     /// Shows a VM
@@ -191,6 +197,8 @@ pub(crate) enum Vm {
     },
     /// Opens the serial console; Ctrl-] leaves it
     Console { name: String },
+    /// Says of every node what speaks for and against it for this VM
+    Explain { name: String },
 }
 
 #[derive(Args)]
@@ -224,6 +232,27 @@ pub(crate) struct VmCreate {
     /// File with cloud-init user data
     #[arg(long)]
     pub(crate) user_data: Option<PathBuf>,
+    /// Label of the VM (may be given more than once)
+    #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
+    pub(crate) label: Vec<(String, String)>,
+    /// Group that it becomes a member of (may be given more than once)
+    #[arg(long)]
+    pub(crate) group: Vec<String>,
+    /// Only nodes with this label (may be given more than once)
+    #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
+    pub(crate) node_label: Vec<(String, String)>,
+    /// Only nodes of this architecture, such as x86_64
+    #[arg(long)]
+    pub(crate) architecture: Option<String>,
+    /// Only nodes that can do this, such as kvm (may be given more than once)
+    #[arg(long)]
+    pub(crate) feature: Vec<String>,
+    /// Only where CPUs and memory come from one NUMA cell
+    #[arg(long)]
+    pub(crate) one_numa_cell: bool,
+    /// Create nothing: say of every node whether the VM could go there, and why not
+    #[arg(long, conflicts_with = "wait")]
+    pub(crate) explain: bool,
     #[command(flatten)]
     pub(crate) wait: Wait,
 }
@@ -232,6 +261,106 @@ pub(crate) struct VmCreate {
 pub(crate) enum Node {
     /// Lists the nodes
     List,
+    /// Shows a node
+    Show { name: Name },
+    /// Places no new VMs on a node; those that it has run on
+    Cordon { name: Name },
+    /// Places VMs on a node again
+    Uncordon { name: Name },
+    /// Sets labels of a node, over those that its agent says
+    Label {
+        name: Name,
+        /// KEY=VALUE sets a label, KEY- takes one away
+        #[arg(required = true, value_parser = label_change)]
+        labels: Vec<(String, Option<String>)>,
+    },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Group {
+    /// Lists the project's groups
+    List,
+    /// Shows a group and where its VMs are
+    Show { name: Name },
+    /// Creates a group; `hearth vm create --group NAME` puts VMs into it
+    Create {
+        name: String,
+        /// Its VMs go to different nodes
+        #[arg(long, conflicts_with = "together", required_unless_present = "together")]
+        apart: bool,
+        /// Its VMs go to one node
+        #[arg(long)]
+        together: bool,
+        /// Refuse a VM rather than break the rule
+        #[arg(long)]
+        strict: bool,
+    },
+    /// Deletes a group that no VM is in
+    Delete { name: Name },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Quota {
+    /// Shows what the project may take and what it takes
+    Show,
+    /// Sets limits; those that are left out stay, `none` lifts one
+    Set(QuotaSet),
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = true)]
+pub(crate) struct QuotaSet {
+    /// Number of VMs, or none
+    #[arg(long, value_parser = count_limit)]
+    pub(crate) vms: Option<Limit>,
+    /// Virtual CPUs, or none
+    #[arg(long, value_parser = count_limit)]
+    pub(crate) cpus: Option<Limit>,
+    /// Memory such as 64GiB, or none
+    #[arg(long, value_parser = size_limit)]
+    pub(crate) memory: Option<Limit>,
+    /// Disk such as 1TiB, or none
+    #[arg(long, value_parser = size_limit)]
+    pub(crate) disk: Option<Limit>,
+}
+
+/// A limit of a quota, or that there is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Limit(pub(crate) Option<u64>);
+
+fn count_limit(text: &str) -> Result<Limit, String> {
+    match text {
+        "none" => Ok(Limit(None)),
+        _ => text
+            .parse::<u32>()
+            .map(|n| Limit(Some(n.into())))
+            .map_err(|_| "give a number, or none".to_owned()),
+    }
+}
+
+fn size_limit(text: &str) -> Result<Limit, String> {
+    match text {
+        "none" => Ok(Limit(None)),
+        _ => size(text).map(|n| Limit(Some(n))),
+    }
+}
+
+/// `KEY=VALUE`.
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text
+        .split_once('=')
+        .ok_or_else(|| "give KEY=VALUE, as in rack=a".to_owned())?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+/// `KEY=VALUE`, or `KEY-` to take it away.
+fn label_change(text: &str) -> Result<(String, Option<String>), String> {
+    match text.strip_suffix('-').filter(|key| !key.contains('=')) {
+        Some(key) => Ok((key.to_owned(), None)),
+        None => pair(text)
+            .map(|(key, value)| (key, Some(value)))
+            .map_err(|_| "give KEY=VALUE to set a label, KEY- to take one away".to_owned()),
+    }
 }
 
 #[derive(Subcommand)]
@@ -361,5 +490,19 @@ mod tests {
         for bad in ["", "MiB", "2 XB", "-1GiB", "99999999999TiB"] {
             assert!(size(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn labels_and_limits_are_read() {
+        assert_eq!(
+            label_change("rack=a-"),
+            Ok(("rack".to_owned(), Some("a-".to_owned())))
+        );
+        assert_eq!(label_change("rack-"), Ok(("rack".to_owned(), None)));
+        assert!(label_change("rack").is_err() && pair("rack").is_err());
+        assert_eq!(size_limit("none"), Ok(Limit(None)));
+        assert_eq!(size_limit("1GiB"), Ok(Limit(Some(1 << 30))));
+        assert_eq!(count_limit("7"), Ok(Limit(Some(7))));
+        assert!(count_limit("1GiB").is_err());
     }
 }

@@ -2,9 +2,11 @@
 
 mod chainfire;
 mod console;
+mod group;
 mod iam;
 mod image;
 mod node;
+mod quota;
 mod session;
 pub(crate) mod vm;
 
@@ -62,6 +64,8 @@ pub(crate) async fn run(cli: Cli) -> Result<()> {
         Command::Image(command) => image::run(&env, command).await,
         Command::Vm(command) => vm::run(&env, command).await,
         Command::Node(command) => node::run(&env, command).await,
+        Command::Group(command) => group::run(&env, command).await,
+        Command::Quota(command) => quota::run(&env, command).await,
         Command::Chainfire(command) => chainfire::run(&env, command).await,
         Command::Iam(command) => iam::run(&env, command).await,
         Command::Completion { shell } => {

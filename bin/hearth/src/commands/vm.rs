@@ -1,17 +1,18 @@
 //! Virtual machines.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use hearth_types::{ErrorKind, Name};
+use hearth_types::{ErrorKind, Labels, Name};
 use plasmavmc_client::PlasmaClient;
-use plasmavmc_client::types::{Vm, VmCreate, VmState, VmStop};
+use plasmavmc_client::types::{Explanation, NodeExplanation, Vm, VmCreate, VmState, VmStop};
 
 use super::{Env, console};
 use crate::cli::{Vm as Command, VmCreate as CreateArgs, Wait};
 use crate::failure::fail;
-use crate::output::{Progress, Row, bytes, note};
+use crate::output::{Format, Progress, Row, bytes, note};
 
 /// Longest wait where the user gives none.
 pub(crate) const WAIT_LIMIT: Duration = Duration::from_secs(300);
@@ -44,7 +45,7 @@ pub(crate) async fn run(env: &Env, command: Command) -> Result<()> {
     let client = env.context.plasmavmc().await?;
     let project = env.context.project(env.global.project.as_ref())?;
     match command {
-        Command::Create(args) => create(env, &client, &project, args).await,
+        Command::Create(args) => create(env, &client, &project, *args).await,
         Command::List => env.out.list(&client.all_vms(&project, LIST_LIMIT).await?),
         Command::Show { name } => show(env, &client.get_vm(&project, &existing(&name)?).await?),
         Command::Start { name, wait } => {
@@ -74,6 +75,7 @@ pub(crate) async fn run(env: &Env, command: Command) -> Result<()> {
         Command::Reset { name } => show(env, &client.reset_vm(&project, &existing(&name)?).await?),
         Command::Delete { name, wait } => delete(&client, &project, &existing(&name)?, &wait).await,
         Command::Console { name } => console::run(&client, &project, &existing(&name)?).await,
+        Command::Explain { name } => explained(env, &client.explain_vm(&project, &existing(&name)?).await?),
     }
 }
 
@@ -105,10 +107,73 @@ async fn create(env: &Env, client: &PlasmaClient, project: &Name, args: CreateAr
     if let Some(file) = &args.user_data {
         request.user_data = read(file)?;
     }
+    request.labels = labels(args.label)?;
+    request.node_selector = labels(args.node_label)?;
+    request.groups = args.group;
+    request.architecture = args.architecture;
+    request.features = args.feature;
+    request.one_numa_cell = args.one_numa_cell;
+    if args.explain {
+        return explained(env, &client.explain_creation(project, &request).await?);
+    }
     // The key makes a repeated request, after a broken connection, the same request.
     let key = uuid::Uuid::now_v7().to_string();
     let vm = client.create_vm(project, &request, Some(&key)).await?;
     settle(env, client, vm, &args.wait).await
+}
+
+fn labels(pairs: Vec<(String, String)>) -> Result<Labels> {
+    let pairs: BTreeMap<String, String> = pairs.into_iter().collect();
+    Labels::try_from(pairs).map_err(|error| {
+        fail(
+            ErrorKind::InvalidArgument,
+            error.to_string(),
+            "labels are KEY=VALUE",
+        )
+    })
+}
+
+impl Row for NodeExplanation {
+    const HEADER: &'static [&'static str] = &["node", "fits", "weight", "why"];
+
+    fn cells(&self) -> Vec<String> {
+        let millionths = |weight: u64| format!("{}.{:02} %", weight / 10_000, weight / 100 % 100);
+        let why = match &self.weight {
+            Some(weight) => {
+                let parts = [
+                    ("room", weight.room),
+                    ("groups", weight.groups),
+                    ("image", weight.image),
+                ];
+                let parts = parts.iter().filter(|(_, weight)| *weight > 0);
+                let parts: Vec<_> = parts
+                    .map(|(what, weight)| format!("{what} {}", millionths(*weight)))
+                    .collect();
+                parts.join(", ")
+            }
+            None => self.reasons.join(", "),
+        };
+        vec![
+            format!("{}{}", self.node, if self.current { " (is there)" } else { "" }),
+            if self.fits { "yes" } else { "no" }.to_owned(),
+            self.weight
+                .map_or_else(|| "-".to_owned(), |weight| millionths(weight.total)),
+            why,
+        ]
+    }
+}
+
+/// Shows the nodes; what stands against all of them goes beside the table.
+fn explained(env: &Env, explanation: &Explanation) -> Result<()> {
+    if env.out.format != Format::Table {
+        return env.out.one(explanation, &[]);
+    }
+    if let Some(quota) = &explanation.quota {
+        note(format!("the quota does not allow it: {quota}"));
+    } else if !explanation.placeable {
+        note("no node can take it");
+    }
+    env.out.list(&explanation.nodes)
 }
 
 fn read(file: &PathBuf) -> Result<String> {
@@ -217,6 +282,7 @@ fn show(env: &Env, vm: &Vm) -> Result<()> {
         ("address", vm.address.map(|a| a.to_string()).unwrap_or_default()),
         ("dns name", vm.dns_name.clone()),
         ("node", vm.node.clone().unwrap_or_default()),
+        ("groups", vm.groups.join(", ")),
         ("cpus", vm.vcpus.to_string()),
         ("memory", bytes(vm.memory_bytes)),
         ("disk", bytes(vm.disk_bytes)),

@@ -175,6 +175,17 @@ impl Op {
         }))
     }
 
+    /// Reads all keys under a prefix without their values; sees the transaction's earlier writes.
+    pub fn list_keys(prefix: impl AsRef<[u8]>) -> Op {
+        let (key, range_end) = prefix_range(prefix.as_ref());
+        Op(OpRequest::RequestRange(RangeRequest {
+            key,
+            range_end,
+            keys_only: true,
+            ..Default::default()
+        }))
+    }
+
     /// A transaction within the transaction.
     pub fn txn(txn: Txn) -> Op {
         Op(OpRequest::RequestTxn(txn.into()))

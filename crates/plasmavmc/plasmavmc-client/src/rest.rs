@@ -164,7 +164,7 @@ pub struct ImageUpload {
 #[derive(Clone)]
 pub struct PlasmaClient {
     base: String,
-    http: reqwest::Client,
+    pub(crate) http: reqwest::Client,
     pub(crate) tls: Arc<rustls::ClientConfig>,
     pub(crate) token: Arc<dyn TokenProvider>,
 }
@@ -406,7 +406,7 @@ impl PlasmaClient {
         self.url(&format!("/v1/projects/{project}/vms/{vm}{rest}"))
     }
 
-    async fn call<T: DeserializeOwned>(
+    pub(crate) async fn call<T: DeserializeOwned>(
         &self,
         what: &'static str,
         repeatable: bool,
@@ -417,7 +417,7 @@ impl PlasmaClient {
     }
 
     /// Sends until there is an answer that says more than "try again", at most [`MAX_ATTEMPTS`] times.
-    async fn send(
+    pub(crate) async fn send(
         &self,
         repeatable: bool,
         make: impl Fn() -> RequestBuilder + Send + Sync,

@@ -3,6 +3,7 @@
 //! Sizes are in bytes, times are RFC 3339 texts in UTC. Fields are only ever added, and added ones are optional
 //! for a reader.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use hearth_types::{ErrorKind, ImageId, Labels, Name, PageToken, ProjectId, VmId};
@@ -49,6 +50,18 @@ pub struct VmCreate {
     /// Hypervisor: `kvm` (QEMU) or `firecracker`. Empty: `kvm`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub hypervisor: String,
+    /// Only nodes of this architecture, such as `x86_64`. Absent: any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub architecture: Option<String>,
+    /// Only nodes that can do all of these, such as `kvm` (hardware virtualisation).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub features: Vec<String>,
+    /// Only where CPUs and memory come from one NUMA cell.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub one_numa_cell: bool,
+    /// Names of the groups that it becomes a member of, at most 4.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
     /// Power the VM on at once.
     #[serde(default = "default_true")]
     pub start: bool,
@@ -60,6 +73,11 @@ const fn default_vcpus() -> u32 {
 
 const fn default_memory() -> u64 {
     256 << 20
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the form that serde asks for")]
+const fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 const fn default_true() -> bool {
@@ -82,6 +100,10 @@ impl VmCreate {
             node_selector: Labels::default(),
             network_mode: None,
             hypervisor: String::new(),
+            architecture: None,
+            features: Vec::new(),
+            one_numa_cell: false,
+            groups: Vec::new(),
             start: true,
         }
     }
@@ -175,6 +197,9 @@ pub struct Vm {
     #[serde(default)]
     #[schema(value_type = BTreeMap<String, String>)]
     pub labels: Labels,
+    /// Groups that it is a member of.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
     /// What the user wants.
     pub desired_power: Power,
     /// What it does.
@@ -357,10 +382,31 @@ pub struct Node {
     pub accelerator_reason: String,
     /// Version of its agent.
     pub agent_version: String,
-    /// Labels.
+    /// Labels: those that its agent says, and over them those that people have set.
     #[serde(default)]
     #[schema(value_type = BTreeMap<String, String>)]
     pub labels: Labels,
+    /// Architecture; empty: not known.
+    #[serde(default)]
+    pub architecture: String,
+    /// What can run guests there.
+    #[serde(default)]
+    pub hypervisors: Vec<String>,
+    /// Number of NUMA cells.
+    #[serde(default)]
+    pub numa_cells: u32,
+}
+
+/// A change of what people set of a node. What is left out stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NodeUpdate {
+    /// Whether new VMs may be placed on it; false cordons it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedulable: Option<bool>,
+    /// Labels to set; null takes one away.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, Option<String>>,
 }
 
 /// All nodes.
@@ -368,6 +414,158 @@ pub struct Node {
 pub struct NodeList {
     /// The nodes, ordered by name.
     pub items: Vec<Node>,
+}
+
+/// What the VMs of a project may take together. A limit that is left out is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct QuotaLimits {
+    /// Number of VMs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vms: Option<u32>,
+    /// Virtual CPUs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vcpus: Option<u32>,
+    /// Memory in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// Disk in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_bytes: Option<u64>,
+}
+
+/// What a project may take and what its VMs take. A VM counts until it is gone, running or not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Quota {
+    /// Name of the project.
+    #[schema(value_type = String)]
+    pub project: Name,
+    /// The limits.
+    pub limits: QuotaLimits,
+    /// VMs there are.
+    pub vms_used: u32,
+    /// Virtual CPUs they have.
+    pub vcpus_used: u32,
+    /// Memory they have, in bytes.
+    pub memory_bytes_used: u64,
+    /// Disk they have, in bytes.
+    pub disk_bytes_used: u64,
+}
+
+/// How members of a group are placed to each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum GroupRule {
+    /// On different nodes.
+    Apart,
+    /// On one node.
+    Together,
+}
+
+impl GroupRule {
+    /// The text that stands in JSON and tables.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Apart => "apart",
+            Self::Together => "together",
+        }
+    }
+}
+
+/// A group to create.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GroupCreate {
+    /// Name, unique in its project.
+    pub name: String,
+    /// The rule.
+    pub rule: GroupRule,
+    /// A VM that cannot be placed by the rule is refused; otherwise the rule only weighs.
+    #[serde(default)]
+    pub strict: bool,
+}
+
+/// A group of VMs that are placed with regard to each other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Group {
+    /// Name, unique in the project.
+    #[schema(value_type = String)]
+    pub name: Name,
+    /// The rule.
+    pub rule: GroupRule,
+    /// Whether the rule must hold.
+    pub strict: bool,
+    /// Number of VMs in it.
+    pub vms: u32,
+    /// The VMs; empty in listings.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub members: Vec<GroupMember>,
+    /// When it was created, RFC 3339.
+    pub created_at: String,
+}
+
+/// A VM of a group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GroupMember {
+    /// Identifier.
+    #[schema(value_type = String, format = Uuid)]
+    pub id: VmId,
+    /// Name.
+    #[schema(value_type = String)]
+    pub name: Name,
+    /// The node it is placed on.
+    pub node: String,
+}
+
+/// All groups of a project.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GroupList {
+    /// The groups, ordered by name.
+    pub items: Vec<Group>,
+}
+
+/// What the scheduler thinks of a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Explanation {
+    /// Whether it could be placed now.
+    pub placeable: bool,
+    /// Why the project's quota does not allow it, if it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota: Option<String>,
+    /// Every node: the best first, then those that cannot take it, by name.
+    pub nodes: Vec<NodeExplanation>,
+}
+
+/// What the scheduler thinks of one node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NodeExplanation {
+    /// Name of the node.
+    pub node: String,
+    /// Whether it can take the VM.
+    pub fits: bool,
+    /// Whether the VM is placed there now.
+    #[serde(default)]
+    pub current: bool,
+    /// Every reason why not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reasons: Vec<String>,
+    /// How it weighs, if it can take the VM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<WeightShown>,
+}
+
+/// How a node weighs, in millionths; the lightest is best.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct WeightShown {
+    /// The sum.
+    pub total: u64,
+    /// How full it would be in its scarcest respect (or how empty, where VMs are packed).
+    pub room: u64,
+    /// Groups that would rather have the VM elsewhere.
+    pub groups: u64,
+    /// It does not hold the image yet.
+    pub image: u64,
 }
 
 /// The body of every answer that is an error.

@@ -20,10 +20,12 @@ mod http;
 mod hub;
 mod images;
 mod metrics;
+mod nodes;
 mod qcow2;
 mod reconcile;
 mod run;
 mod store;
+mod turns;
 
 pub use config::{Config, PlasmaConfig};
 pub use http::openapi_json;

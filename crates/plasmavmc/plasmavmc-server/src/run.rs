@@ -14,6 +14,7 @@ use crate::app::App;
 use crate::config::{Config, PlasmaConfig};
 use crate::hub::Hub;
 use crate::images::ImageFiles;
+use crate::nodes::NodeBook;
 use crate::store::Store;
 use crate::{http, reconcile};
 
@@ -120,7 +121,21 @@ pub async fn serve(parts: Parts, listener: Listener, tasks: Tasks) -> Result<(),
         sweeper.await;
         Ok(())
     });
-    let app = App::new(store, authorizer, images, hub.clone(), config, tasks.clone());
+    let nodes = NodeBook::new(config.policy());
+    let keeper = nodes.clone().keep(store.clone(), tasks.clone());
+    tasks.spawn("picture of nodes", Kind::Background, async move {
+        keeper.await;
+        Ok(())
+    });
+    let app = App::new(
+        store,
+        authorizer,
+        images,
+        hub.clone(),
+        nodes,
+        config,
+        tasks.clone(),
+    );
     let others = hub.routes().merge(hearth_service::health::router(health.clone()));
     let router = http::router(app, others);
     health.ready();

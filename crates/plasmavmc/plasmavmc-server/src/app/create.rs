@@ -8,20 +8,24 @@ use hearth_types::{Name, VmId};
 use iam_client::OpContext;
 use plasmavmc_client::types::{Vm, VmCreate};
 use plasmavmc_core::{
-    Cluster, Decision, Desired, InvalidRequest, NetworkMode, Pick, Placement, RawRequest, VmRequest, validate,
+    Decision, Desired, InvalidRequest, NetworkMode, Pick, Placement, RawRequest, VmRequest, validate,
 };
 use sha2::{Digest, Sha256};
 
+use super::group::missing as missing_group;
 use super::vm::{DEFAULT_STOP_TIMEOUT_S, invalid, now_ms};
 use super::{App, Scope, wire};
 use crate::store::node::NodeSnapshot;
-use crate::store::records::{ClaimRecord, ImageRecord, ImageUse, Placed, VERSION, VmRecord};
+use crate::store::quota::Basis;
+use crate::store::records::{ClaimRecord, ImageRecord, ImageUse, Placed, VERSION, VmRecord, Wishes};
 use crate::store::vm::{Created, Creation, VmView};
 use crate::store::{MAX_CONTENTION, Stored};
 
 const MAX_IDEMPOTENCY_KEY: usize = 128;
 /// Addresses tried blindly before the list of those taken is read.
 const BLIND_ADDRESSES: u32 = 4;
+/// Most members of a group: its record is written with each of them.
+const MAX_MEMBERS: usize = 1000;
 
 /// The validation's text says what to do after its semicolon.
 fn refused(error: &InvalidRequest) -> ApiError {
@@ -49,86 +53,193 @@ pub(crate) async fn create(
         return replay(app, &scope, &claim, &request_sha256).await;
     }
     let image = usable_image(&scope, &request.image).await?;
-    let valid = validate(&raw_request(request, &image.value), &app.config().limits())
-        .map_err(|error| refused(&error))?;
+    let valid = validated(app, request, &image.value)?;
     let placing = async {
-        let turn = app.placing().acquire().await;
+        let turn = app.turns().take(scope.project.id).await;
         let _turn = turn.map_err(|error| ApiError::internal("placing a VM", error))?;
-        place_and_write(app, &scope, request, &valid, image, key, &request_sha256).await
+        let mut placing = Placing {
+            app,
+            scope: &scope,
+            request,
+            valid: &valid,
+            key: key.clone(),
+            request_sha256: &request_sha256,
+            id: VmId::from_uuid(uuid::Uuid::now_v7()),
+            taken: BTreeSet::new(),
+        };
+        placing.run(image).await
     };
-    in_time(ctx, placing).await
+    let refused = match in_time(ctx, placing).await {
+        Err(error) if error.kind == ErrorKind::ResourceExhausted => error,
+        done => return done,
+    };
+    // The same request may have come before, over a connection that broke, and have taken the very last of the room
+    // while this one waited.
+    match &key {
+        Some(key) => match scope.store.idempotency(scope.project.id, key).await? {
+            Some(claim) => replay(app, &scope, &claim, &request_sha256).await,
+            None => Err(refused),
+        },
+        None => Err(refused),
+    }
 }
 
-async fn place_and_write(
-    app: &App,
-    scope: &Scope<'_>,
-    request: &VmCreate,
-    valid: &VmRequest,
-    mut image: Stored<ImageRecord>,
+/// A creation on its way into the store.
+struct Placing<'a> {
+    app: &'a App,
+    scope: &'a Scope<'a>,
+    request: &'a VmCreate,
+    valid: &'a VmRequest,
     key: Option<String>,
-    request_sha256: &str,
-) -> Result<Vm, ApiError> {
-    let id = VmId::from_uuid(uuid::Uuid::now_v7());
-    let mut taken = BTreeSet::new();
-    for attempt in 0..MAX_CONTENTION {
-        let nodes = scope.store.nodes().await?;
-        let decision = decide(app, &nodes, valid)?;
-        let Some(node) = nodes.iter().find(|node| node.name.as_str() == decision.node) else {
-            continue;
-        };
-        if attempt == BLIND_ADDRESSES {
-            taken = scope.store.taken_addresses().await?;
+    request_sha256: &'a str,
+    id: VmId,
+    /// Addresses that are known to be taken.
+    taken: BTreeSet<Ipv4Addr>,
+}
+
+impl Placing<'_> {
+    /// Decides and writes, again and again while others are faster.
+    async fn run(&mut self, mut image: Stored<ImageRecord>) -> Result<Vm, ApiError> {
+        let (app, scope) = (self.app, self.scope);
+        for attempt in 0..MAX_CONTENTION {
+            let basis = scope.store.basis(scope.project.id, &self.valid.groups).await?;
+            let quota = &basis.quota.value;
+            let used = quota.limits.admit(quota.used, self.valid.resources).map_err(|over| {
+                app.metrics().placements_refused.inc();
+                ApiError::new(ErrorKind::ResourceExhausted, over.to_string()).hint(
+                    "ask for less, delete what is not needed, or have the quota raised; `hearth quota show` shows it",
+                )
+            })?;
+            let wanted = wishes(scope, self.valid, &image.value.sha256, &basis)?;
+            // Who has lost a race does not run for the same node again.
+            let pick = if attempt == 0 { Pick::Near } else { Pick::Best };
+            let (decision, node) = self.decide(&wanted, pick).await?;
+            if attempt == BLIND_ADDRESSES {
+                self.taken = scope.store.taken_addresses().await?;
+            }
+            let address = choose_address(app, decision.network_mode, &self.taken)?;
+            let vm = self.record(&image.value, &node.name, decision.network_mode, address);
+            let mut alloc = node.alloc.value.clone();
+            if alloc
+                .alloc
+                .claim(self.id, self.valid.resources, decision.room)
+                .is_err()
+            {
+                continue;
+            }
+            let creation = Creation {
+                vm: &vm,
+                image: &image,
+                node: &node,
+                alloc: &alloc,
+                basis: &basis,
+                used,
+                request_sha256: self.request_sha256,
+            };
+            match scope.store.create_vm(&creation).await? {
+                Created::Done(revision) => {
+                    app.nodes().learn_claims(
+                        &node.name,
+                        Stored {
+                            value: alloc,
+                            revision,
+                        },
+                    );
+                    app.metrics().vms_created.inc();
+                    tracing::info!(vm = %self.id, name = %vm.name, node = %node.name, %address, "VM placed");
+                    let stored = Stored { value: vm, revision };
+                    return Ok(wire::vm(&VmView::unseen(stored), &app.config().domain));
+                }
+                Created::NameTaken(holder) => {
+                    return Err(name_taken(&self.valid.name, &scope.project.name, holder));
+                }
+                Created::Replay(claim) => return replay(app, scope, &claim, self.request_sha256).await,
+                Created::AddressTaken => drop(self.taken.insert(address)),
+                Created::Changed {
+                    node,
+                    absent,
+                    revision,
+                } => {
+                    app.nodes().learn(&node);
+                    absent
+                        .iter()
+                        .for_each(|key| app.nodes().learn_absent(key, revision));
+                    image = usable_image(scope, &self.request.image).await?;
+                }
+            }
+            app.metrics().placements_retried.inc();
         }
-        let address = choose_address(app, decision.network_mode, &taken)?;
+        Err(ApiError::new(ErrorKind::Unavailable, "too many VMs are being placed at once").hint("try again"))
+    }
+
+    /// Chooses a node. A refusal is decided on a picture that misses nothing.
+    async fn decide(&self, wanted: &Placement, pick: Pick) -> Result<(Decision, NodeSnapshot), ApiError> {
+        let nodes = self.app.nodes();
+        if let Ok(found) = nodes.decide(wanted, pick, rand::random()) {
+            return Ok(found);
+        }
+        nodes.refresh(self.scope.store).await?;
+        nodes.decide(wanted, pick, rand::random()).map_err(|none| {
+            self.app.metrics().placements_refused.inc();
+            ApiError::new(ErrorKind::ResourceExhausted, none.to_string()).hint(
+                "ask for less, delete what is not needed, or add a node; `hearth node list` shows the room, and \
+                 `hearth vm create --explain` every node's reasons",
+            )
+        })
+    }
+
+    fn record(
+        &self,
+        image: &ImageRecord,
+        node: &Name,
+        network_mode: NetworkMode,
+        address: Ipv4Addr,
+    ) -> VmRecord {
         let placed = Placed {
-            node: node.name.clone(),
+            node: node.clone(),
             epoch: 1,
-            network_mode: decision.network_mode,
+            network_mode,
             address,
         };
-        let vm = new_record(scope, id, request, valid, &image.value, placed, key.clone());
-        let mut alloc = node.alloc.value.clone();
-        if alloc.alloc.claim(id, valid.resources, decision.room).is_err() {
-            continue;
-        }
-        let creation = Creation {
-            vm: &vm,
-            image: &image,
-            node,
-            alloc: &alloc,
-            request_sha256,
-        };
-        match scope.store.create_vm(&creation).await? {
-            Created::Done => {
-                app.metrics().vms_created.inc();
-                tracing::info!(vm = %id, name = %vm.name, node = %node.name, %address, "VM placed");
-                let stored = Stored {
-                    value: vm,
-                    revision: 0,
-                };
-                return Ok(wire::vm(&VmView::unseen(stored), &app.config().domain));
-            }
-            Created::NameTaken(holder) => return Err(name_taken(&valid.name, &scope.project.name, holder)),
-            Created::Replay(claim) => return replay(app, scope, &claim, request_sha256).await,
-            Created::AddressTaken => drop(taken.insert(address)),
-            Created::Changed => image = usable_image(scope, &request.image).await?,
-        }
-        app.metrics().placements_retried.inc();
+        new_record(
+            self.scope,
+            self.id,
+            self.request,
+            self.valid,
+            image,
+            placed,
+            self.key.clone(),
+        )
     }
-    Err(ApiError::new(ErrorKind::Unavailable, "too many VMs are being placed at once").hint("try again"))
 }
 
-fn decide(app: &App, nodes: &[NodeSnapshot], valid: &VmRequest) -> Result<Decision, ApiError> {
-    let mut cluster = Cluster::new(app.config().policy());
-    nodes
-        .iter()
-        .map(NodeSnapshot::view)
-        .for_each(|node| cluster.upsert(node));
-    let decision = cluster.decide(&Placement::from(valid), Pick::Near, rand::random());
-    decision.map_err(|none| {
-        app.metrics().placements_refused.inc();
-        ApiError::new(ErrorKind::ResourceExhausted, none.to_string())
-            .hint("ask for less, delete what is not needed, or add a node; `hearth node list` shows the room")
+/// The request, checked.
+pub(crate) fn validated(app: &App, request: &VmCreate, image: &ImageRecord) -> Result<VmRequest, ApiError> {
+    validate(&raw_request(request, image), &app.config().limits()).map_err(|error| refused(&error))
+}
+
+/// What is asked of the scheduler.
+pub(crate) fn wishes(
+    scope: &Scope<'_>,
+    valid: &VmRequest,
+    image_sha256: &str,
+    basis: &Basis,
+) -> Result<Placement, ApiError> {
+    let mut groups = Vec::with_capacity(basis.groups.len());
+    for (name, group) in &basis.groups {
+        match group {
+            Some(group) if group.value.members.len() < MAX_MEMBERS => groups.push(group.value.seen()),
+            Some(_) => {
+                let message = format!("group `{name}` has {MAX_MEMBERS} VMs already");
+                return Err(ApiError::new(ErrorKind::ResourceExhausted, message).hint("make another group"));
+            }
+            None => return Err(missing_group(name.as_str(), &scope.project.name)),
+        }
+    }
+    Ok(Placement {
+        image: Some(image_sha256.to_owned()),
+        groups,
+        ..Placement::from(valid)
     })
 }
 
@@ -172,7 +283,7 @@ async fn replay(
     }
 }
 
-async fn usable_image(scope: &Scope<'_>, name: &str) -> Result<Stored<ImageRecord>, ApiError> {
+pub(crate) async fn usable_image(scope: &Scope<'_>, name: &str) -> Result<Stored<ImageRecord>, ApiError> {
     let missing = || {
         invalid(format!("there is no image `{name}`")).hint("`hearth image list` shows the images there are")
     };
@@ -219,10 +330,10 @@ fn raw_request(request: &VmCreate, image: &ImageRecord) -> RawRequest {
         node_selector: request.node_selector.clone(),
         network_mode: request.network_mode.clone(),
         hypervisor: request.hypervisor.clone(),
-        architecture: None,
-        features: Vec::new(),
-        one_cell: false,
-        groups: Vec::new(),
+        architecture: request.architecture.clone(),
+        features: request.features.clone(),
+        one_cell: request.one_numa_cell,
+        groups: request.groups.clone(),
     }
 }
 
@@ -264,6 +375,14 @@ fn new_record(
         placed,
         created_at_ms: now_ms(),
         idempotency_key,
+        wishes: Wishes {
+            node_selector: valid.node_selector.clone(),
+            network_mode: valid.network_mode,
+            architecture: valid.architecture.clone(),
+            features: valid.features.clone(),
+            one_cell: valid.one_cell,
+        },
+        groups: valid.groups.clone(),
     }
 }
 

@@ -1,8 +1,11 @@
 //! What the server does, apart from how it is asked. The store is reached only through a check of rights.
 
 pub(crate) mod create;
+pub(crate) mod explain;
+pub(crate) mod group;
 pub(crate) mod image;
 pub(crate) mod node;
+pub(crate) mod quota;
 pub(crate) mod vm;
 mod wire;
 
@@ -13,16 +16,14 @@ use hearth_service::error::{ApiError, ErrorKind};
 use hearth_service::tasks::Tasks;
 use hearth_types::Name;
 use iam_client::{Authorizer, OpContext, ProjectRef, ResourceRef};
-use tokio::sync::Semaphore;
 
 use crate::config::PlasmaConfig;
 use crate::hub::Hub;
 use crate::images::ImageFiles;
 use crate::metrics::Metrics;
+use crate::nodes::NodeBook;
 use crate::store::Store;
-
-/// Placements decided at once by one server; more would only lose against each other.
-const MAX_PLACING: usize = 4;
+use crate::turns::Turns;
 
 /// The server's parts. Clones share them.
 #[derive(Clone)]
@@ -36,7 +37,8 @@ struct Inner {
     config: PlasmaConfig,
     metrics: Metrics,
     tasks: Tasks,
-    placing: Semaphore,
+    nodes: NodeBook,
+    turns: Turns,
 }
 
 /// A project that the caller may act in as asked, with the store.
@@ -57,11 +59,11 @@ impl App {
         authorizer: Authorizer,
         images: ImageFiles,
         hub: Hub,
+        nodes: NodeBook,
         config: PlasmaConfig,
         tasks: Tasks,
     ) -> Self {
         let metrics = hub.metrics().clone();
-        let placing = Semaphore::new(MAX_PLACING);
         Self(Arc::new(Inner {
             store,
             authorizer,
@@ -70,7 +72,8 @@ impl App {
             config,
             metrics,
             tasks,
-            placing,
+            nodes,
+            turns: Turns::new(),
         }))
     }
 
@@ -122,7 +125,15 @@ impl App {
         &self.0.tasks
     }
 
-    pub(crate) fn placing(&self) -> &Semaphore {
-        &self.0.placing
+    pub(crate) fn turns(&self) -> &Turns {
+        &self.0.turns
+    }
+
+    pub(crate) fn nodes(&self) -> &NodeBook {
+        &self.0.nodes
+    }
+
+    pub(crate) fn authorizer(&self) -> &Authorizer {
+        &self.0.authorizer
     }
 }

@@ -1,12 +1,12 @@
 //! Records as the REST interface shows them.
 
-use plasmavmc_client::types::{Image, Node, NodeState, Power, Vm, VmState};
+use plasmavmc_client::types::{Group, GroupMember, GroupRule, Image, Node, NodeState, Power, Vm, VmState};
 use plasmavmc_core::{Desired, Phase, Shown, shown_state};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::store::node::NodeSnapshot;
-use crate::store::records::{ImageRecord, ObservedRecord};
+use crate::store::records::{GroupRecord, ImageRecord, ObservedRecord};
 use crate::store::vm::VmView;
 
 /// Milliseconds since 1970 as RFC 3339; empty when a damaged record holds a time that is none.
@@ -37,6 +37,7 @@ pub(crate) fn vm(view: &VmView, domain: &str) -> Vm {
         memory_bytes: record.resources.memory_bytes,
         disk_bytes: record.resources.disk_bytes,
         labels: record.labels.clone(),
+        groups: record.groups.iter().map(ToString::to_string).collect(),
         desired_power: if record.desired == Desired::Running {
             Power::On
         } else {
@@ -100,6 +101,20 @@ pub(crate) fn image(record: &ImageRecord) -> Image {
     }
 }
 
+pub(crate) fn group(group: &GroupRecord, members: Vec<GroupMember>) -> Group {
+    Group {
+        name: group.name.clone(),
+        rule: match group.rule {
+            plasmavmc_core::GroupRule::Apart => GroupRule::Apart,
+            plasmavmc_core::GroupRule::Together => GroupRule::Together,
+        },
+        strict: group.strict,
+        vms: u32::try_from(group.members.len()).unwrap_or(u32::MAX),
+        members,
+        created_at: rfc3339(group.created_at_ms),
+    }
+}
+
 pub(crate) fn node(node: &NodeSnapshot) -> Node {
     let info = &node.info.value;
     let claimed = node.alloc.value.alloc.total();
@@ -123,5 +138,8 @@ pub(crate) fn node(node: &NodeSnapshot) -> Node {
         accelerator_reason: info.accelerator_reason.clone(),
         agent_version: info.agent_version.clone(),
         labels: info.all_labels(),
+        architecture: info.architecture.clone(),
+        hypervisors: info.hypervisors.iter().map(|h| h.as_str().to_owned()).collect(),
+        numa_cells: u32::try_from(info.cells.len().max(1)).unwrap_or(u32::MAX),
     }
 }

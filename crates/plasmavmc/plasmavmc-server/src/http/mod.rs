@@ -4,6 +4,7 @@ mod console;
 mod extract;
 mod images;
 mod nodes;
+mod projects;
 mod vms;
 
 use axum::Router;
@@ -53,6 +54,12 @@ fn api() -> (Router<App>, utoipa::openapi::OpenApi) {
         .routes(routes!(images::list))
         .routes(routes!(images::get, images::import, images::delete))
         .routes(routes!(nodes::list))
+        .routes(routes!(nodes::get, nodes::update))
+        .routes(routes!(projects::get_quota, projects::set_quota))
+        .routes(routes!(projects::create_group, projects::list_groups))
+        .routes(routes!(projects::get_group, projects::delete_group))
+        .routes(routes!(projects::explain_creation))
+        .routes(routes!(projects::explain_vm))
         .split_for_parts()
 }
 

@@ -14,6 +14,8 @@ pub(crate) const VM_NAMES: &str = "/plasmavmc/v1/vmnames/";
 pub(crate) const IDEMPOTENCY: &str = "/plasmavmc/v1/idempotency/";
 pub(crate) const IMAGES: &str = "/plasmavmc/v1/images/";
 pub(crate) const IMAGE_NAMES: &str = "/plasmavmc/v1/imagenames/";
+pub(crate) const QUOTAS: &str = "/plasmavmc/v1/quotas/";
+pub(crate) const GROUPS: &str = "/plasmavmc/v1/groups/";
 /// Held by the replica that runs the background reconciler.
 pub(crate) const LEADER: &str = "/plasmavmc/v1/leader";
 
@@ -59,6 +61,18 @@ pub(crate) fn vm_name(project: ProjectId, name: &Name) -> String {
 
 pub(crate) fn idempotency(project: ProjectId, key: &str) -> String {
     format!("{IDEMPOTENCY}{project}/{key}")
+}
+
+pub(crate) fn quota(project: ProjectId) -> String {
+    format!("{QUOTAS}{project}")
+}
+
+pub(crate) fn groups_of(project: ProjectId) -> String {
+    format!("{GROUPS}{project}/")
+}
+
+pub(crate) fn group(project: ProjectId, name: &Name) -> String {
+    format!("{GROUPS}{project}/{name}")
 }
 
 pub(crate) fn image(image: ImageId) -> String {

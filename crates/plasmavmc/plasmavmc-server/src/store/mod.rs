@@ -8,13 +8,18 @@ pub(crate) mod keys;
 pub(crate) mod node;
 pub(crate) mod observe;
 pub(crate) mod power;
+pub(crate) mod quota;
 pub(crate) mod records;
 pub(crate) mod sweep;
 pub(crate) mod vm;
 
+use std::sync::Arc;
+
 use chainfire_client::{Client, Compare, KeyValue, Op, OpOutcome, Txn, TxnOutcome};
 use hearth_service::error::{ApiError, ErrorKind};
 use records::{Record, VERSION};
+
+use crate::turns::Turns;
 
 /// Attempts of a change that loses against others before it is given up.
 pub(crate) const MAX_CONTENTION: u32 = 64;
@@ -78,11 +83,15 @@ pub(crate) struct Stored<T> {
 #[derive(Clone, Debug)]
 pub(crate) struct Store {
     client: Client,
+    freeing: Arc<Turns>,
 }
 
 impl Store {
-    pub(crate) const fn new(client: Client) -> Self {
-        Self { client }
+    pub(crate) fn new(client: Client) -> Self {
+        Self {
+            client,
+            freeing: Arc::new(Turns::new()),
+        }
     }
 
     pub(crate) const fn client(&self) -> &Client {

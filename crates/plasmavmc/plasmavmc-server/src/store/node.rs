@@ -1,12 +1,13 @@
 //! Nodes in the store.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use chainfire_client::{Op, Txn};
+use chainfire_client::{KeyValue, Op, Txn};
 use hearth_types::Name;
 use plasmavmc_core::{Hypervisor, NodeView};
 
 use super::records::{AllocRecord, NodeRecord, VERSION};
+use super::vm::READ_BATCH;
 use super::{Store, StoreError, Stored, decode, encode, keys, pairs, unchanged};
 
 /// A node at one revision.
@@ -75,6 +76,64 @@ impl Store {
             });
         }
         Ok(nodes)
+    }
+
+    /// The keys of all nodes and sessions with the revisions of their last change, at one revision.
+    pub(crate) async fn node_revisions(&self) -> Result<(i64, BTreeMap<Vec<u8>, i64>), StoreError> {
+        let reads = [Op::list_keys(keys::NODES), Op::list_keys(keys::SESSIONS)];
+        let outcome = self
+            .txn("reading the nodes' revisions", Txn::new().then(reads))
+            .await?;
+        let both = pairs(&outcome, 0).iter().chain(pairs(&outcome, 1));
+        let revisions = both.map(|kv| (kv.key.to_vec(), kv.mod_revision)).collect();
+        Ok((outcome.revision, revisions))
+    }
+
+    /// The pairs of those of the keys that exist.
+    pub(crate) async fn read_keys(&self, keys: &[Vec<u8>]) -> Result<Vec<KeyValue>, StoreError> {
+        let mut found = Vec::with_capacity(keys.len());
+        for batch in keys.chunks(READ_BATCH) {
+            let txn = Txn::new().then(batch.iter().map(Op::get));
+            let outcome = self.txn("reading nodes", txn).await?;
+            found.extend((0..batch.len()).filter_map(|index| outcome.get(index).cloned()));
+        }
+        Ok(found)
+    }
+
+    /// One node.
+    pub(crate) async fn node(&self, name: &Name) -> Result<Option<NodeSnapshot>, StoreError> {
+        let reads = [
+            Op::get(keys::node_info(name)),
+            Op::get(keys::node_alloc(name)),
+            Op::get(keys::session(name)),
+        ];
+        let outcome = self.txn("reading a node", Txn::new().then(reads)).await?;
+        let Some(info) = outcome.get(0) else {
+            return Ok(None);
+        };
+        let alloc = outcome.get(1).map(decode).transpose()?;
+        Ok(Some(NodeSnapshot {
+            name: name.clone(),
+            alive: outcome.get(2).is_some(),
+            info: decode(info)?,
+            alloc: alloc.unwrap_or(Stored {
+                value: no_claims(),
+                revision: 0,
+            }),
+        }))
+    }
+
+    /// Writes what people have set of a node, if it is as it was read; false when it is not.
+    pub(crate) async fn change_node(
+        &self,
+        node: &NodeSnapshot,
+        wanted: &NodeRecord,
+    ) -> Result<bool, StoreError> {
+        let key = keys::node_info(&node.name);
+        let txn = Txn::new()
+            .when([unchanged(&key, node.info.revision)])
+            .then([encode(&key, wanted)?]);
+        Ok(self.txn("changing a node", txn).await?.succeeded)
     }
 
     /// Keeps what an agent says about its node, if that is news. What people have set stays.

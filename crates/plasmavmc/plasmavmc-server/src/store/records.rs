@@ -5,7 +5,9 @@ use std::net::Ipv4Addr;
 
 use hearth_types::{ImageId, Labels, Name, ProjectId, VmId};
 use plasmavmc_client::types::ImageFormat;
-use plasmavmc_core::{Cell, Desired, Hypervisor, NetworkMode, Phase, Resources};
+use plasmavmc_core::{
+    Cell, Desired, Group, GroupRule, Hypervisor, NetworkMode, Phase, Quota, Resources, Usage,
+};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -60,6 +62,27 @@ pub(crate) struct VmRecord {
     pub(crate) created_at_ms: i64,
     /// The idempotency key it was created with, freed together with it.
     pub(crate) idempotency_key: Option<String>,
+    /// What it asks of its node.
+    #[serde(default)]
+    pub(crate) wishes: Wishes,
+    /// Groups that it is a member of.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(crate) groups: BTreeSet<Name>,
+}
+
+/// What a VM asks of its node, beside room.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Wishes {
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub(crate) node_selector: Labels,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) network_mode: Option<NetworkMode>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) architecture: Option<String>,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(crate) features: BTreeSet<String>,
+    #[serde(default)]
+    pub(crate) one_cell: bool,
 }
 
 impl Record for VmRecord {
@@ -182,6 +205,54 @@ pub(crate) struct AllocRecord {
 }
 
 impl Record for AllocRecord {
+    fn version(&self) -> u32 {
+        self.version
+    }
+}
+
+/// What a project may take, and what its VMs take. Written by everything that makes or frees a VM of the project.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct QuotaRecord {
+    pub(crate) version: u32,
+    pub(crate) limits: Quota,
+    pub(crate) used: Usage,
+}
+
+impl Record for QuotaRecord {
+    fn version(&self) -> u32 {
+        self.version
+    }
+}
+
+/// A group of VMs that are placed with regard to each other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct GroupRecord {
+    pub(crate) version: u32,
+    pub(crate) name: Name,
+    pub(crate) rule: GroupRule,
+    pub(crate) strict: bool,
+    /// Where each member is placed.
+    pub(crate) members: BTreeMap<VmId, Name>,
+    pub(crate) created_at_ms: i64,
+}
+
+impl GroupRecord {
+    /// As the scheduler sees it.
+    pub(crate) fn seen(&self) -> Group {
+        let mut members: BTreeMap<String, u32> = BTreeMap::new();
+        for node in self.members.values() {
+            *members.entry(node.to_string()).or_default() += 1;
+        }
+        Group {
+            name: self.name.to_string(),
+            rule: self.rule,
+            strict: self.strict,
+            members,
+        }
+    }
+}
+
+impl Record for GroupRecord {
     fn version(&self) -> u32 {
         self.version
     }

@@ -7,10 +7,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use chainfire_client::{Compare, KeyValue, Op, Txn};
-use hearth_types::VmId;
-use plasmavmc_core::{Phase, Step, next_step};
+use hearth_types::{ProjectId, VmId};
+use plasmavmc_core::{Phase, Step, Usage, next_step};
 
-use super::records::{AllocRecord, AssignRecord, ClaimRecord, ObservedRecord, VmRecord};
+use super::records::{
+    AllocRecord, AssignRecord, ClaimRecord, GroupRecord, ObservedRecord, QuotaRecord, VmRecord,
+};
 use super::vm::alloc_op;
 use super::{Store, StoreError, Stored, decode, encode, keys, node, power, unchanged, while_doing};
 
@@ -23,6 +25,9 @@ pub(crate) struct Picture {
     /// Keys that belong to a VM, with the VM they name.
     belongings: Vec<(KeyValue, VmId)>,
     allocs: Vec<(String, Stored<AllocRecord>)>,
+    groups: Vec<(String, Stored<GroupRecord>)>,
+    /// Projects that have a quota or use something of it.
+    projects: BTreeMap<ProjectId, Usage>,
     assigned: BTreeMap<String, Stored<AssignRecord>>,
     observed: BTreeMap<VmId, Stored<ObservedRecord>>,
     pub(crate) vms: Vec<Stored<VmRecord>>,
@@ -38,6 +43,8 @@ pub(crate) struct Swept {
     pub(crate) leftovers: u64,
     /// Assignments written again or sent once more.
     pub(crate) assigned: u64,
+    /// Projects whose use was counted anew: they have VMs from before there were quotas.
+    pub(crate) recounted: u64,
 }
 
 impl Store {
@@ -81,6 +88,17 @@ impl Store {
                 allocs.push((kv.key_text().into_owned(), decode(&kv)?));
             }
         }
+        let mut groups = Vec::new();
+        for kv in list(keys::GROUPS).await? {
+            groups.push((kv.key_text().into_owned(), decode(&kv)?));
+        }
+        let mut projects = BTreeMap::new();
+        for kv in list(keys::QUOTAS).await? {
+            let Some(project) = keys::last(&kv.key) else {
+                continue;
+            };
+            projects.insert(project, decode::<QuotaRecord>(&kv)?.value.used);
+        }
         let sessions = list(keys::SESSIONS).await?;
         let alive = sessions.iter().map(|kv| kv.key_text().into_owned()).collect();
         let vms = list(keys::VMS)
@@ -91,6 +109,8 @@ impl Store {
         Ok(Picture {
             belongings,
             allocs,
+            groups,
+            projects,
             assigned,
             observed,
             vms,
@@ -136,6 +156,12 @@ impl Store {
         }
         for (key, alloc) in &picture.allocs {
             swept.leftovers += self.trim_alloc(key, alloc, &known, leader).await?;
+        }
+        for (key, group) in &picture.groups {
+            swept.leftovers += self.trim_group(key, group, &known, leader).await?;
+        }
+        for project in picture.miscounted() {
+            swept.recounted += u64::from(self.recount_quota(project, leader).await?);
         }
         Ok(swept)
     }
@@ -201,7 +227,48 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Takes members that do not exist out of a group; how many.
+    async fn trim_group(
+        &self,
+        key: &str,
+        group: &Stored<GroupRecord>,
+        known: &BTreeMap<VmId, &VmRecord>,
+        leader: &Compare,
+    ) -> Result<u64, StoreError> {
+        let mut trimmed = group.value.clone();
+        trimmed.members.retain(|vm, _| known.contains_key(vm));
+        let dead = group.value.members.len() - trimmed.members.len();
+        if dead == 0 {
+            return Ok(0);
+        }
+        let guards = [unchanged(key, group.revision), leader.clone()];
+        let txn = Txn::new().when(guards).then([encode(key, &trimmed)?]);
+        let done = self.txn("trimming a group", txn).await?.succeeded;
+        Ok(if done { dead as u64 } else { 0 })
+    }
+}
+
 impl Picture {
+    /// Projects whose use does not look as it stands written. The picture is of several moments: those that are named
+    /// are counted again exactly.
+    fn miscounted(&self) -> Vec<ProjectId> {
+        let mut counted: BTreeMap<ProjectId, Usage> = self
+            .projects
+            .keys()
+            .map(|project| (*project, Usage::default()))
+            .collect();
+        for vm in &self.vms {
+            let used = counted.entry(vm.value.project_id).or_default();
+            *used = used.with(vm.value.resources);
+        }
+        counted
+            .into_iter()
+            .filter(|(project, used)| self.projects.get(project).copied().unwrap_or_default() != *used)
+            .map(|(project, _)| project)
+            .collect()
+    }
+
     /// True when a node that is there has not reported anything about a VM for too long. Each nudge doubles the wait:
     /// a guest that has switched itself off waits for ever, and that is nobody's fault.
     fn waits(&self, vm: &VmRecord, now_ms: i64, stuck_ms: i64) -> bool {

@@ -6,9 +6,10 @@ use std::net::Ipv4Addr;
 use chainfire_client::wire::etcdserverpb::RangeRequest;
 use chainfire_client::{Compare, KeyValue, Op, Txn, prefix_end};
 use hearth_types::{Name, ProjectId, VmId};
-use plasmavmc_core::Phase;
+use plasmavmc_core::{Phase, Usage};
 
-use super::records::{AllocRecord, ClaimRecord, ImageRecord, ObservedRecord, VERSION, VmRecord};
+use super::quota::{Basis, quota_op};
+use super::records::{AllocRecord, ClaimRecord, ImageRecord, ObservedRecord, QuotaRecord, VERSION, VmRecord};
 use super::{Store, StoreError, Stored, decode, encode, keys, pairs, power, unchanged, while_doing};
 use crate::store::node::NodeSnapshot;
 
@@ -31,27 +32,40 @@ pub(crate) struct Creation<'a> {
     pub(crate) node: &'a NodeSnapshot,
     /// The node's claims with this VM's in them.
     pub(crate) alloc: &'a AllocRecord,
+    /// The project's quota and the groups, as they were read.
+    pub(crate) basis: &'a Basis,
+    /// What is used of the quota with this VM.
+    pub(crate) used: Usage,
     pub(crate) request_sha256: &'a str,
 }
 
 /// What became of a creation.
 #[derive(Debug)]
 pub(crate) enum Created {
-    Done,
+    /// It stands; the revision of its transaction, 0 where that is not known.
+    Done(i64),
     /// The name belongs to this VM already.
     NameTaken(VmId),
     /// The idempotency key belongs to this request already.
     Replay(ClaimRecord),
     AddressTaken,
-    /// The node, its claims or the image have changed: decide again.
-    Changed,
+    /// Something else has changed: the node, which is told of as it is now, the quota, a group or the image. Decide
+    /// again.
+    Changed {
+        /// The node's keys that exist.
+        node: Vec<KeyValue>,
+        /// The node's keys that do not.
+        absent: Vec<String>,
+        /// The revision that this is of.
+        revision: i64,
+    },
 }
 
 impl Store {
     /// Creates a VM with its claim, address, name and assignment, or nothing at all.
     pub(crate) async fn create_vm(&self, creation: &Creation<'_>) -> Result<Created, StoreError> {
         match self.txn("creating a VM", creation_txn(creation)?).await {
-            Ok(outcome) if outcome.succeeded => Ok(Created::Done),
+            Ok(outcome) if outcome.succeeded => Ok(Created::Done(outcome.revision)),
             Ok(outcome) => {
                 let claim = |index| {
                     pairs(&outcome, index)
@@ -65,17 +79,27 @@ impl Store {
                 if let Some(holder) = claim(1)? {
                     return Ok(Created::NameTaken(holder.value.vm));
                 }
-                Ok(if claim(2)?.is_some() {
-                    Created::AddressTaken
-                } else {
-                    Created::Changed
+                if claim(2)?.is_some() {
+                    return Ok(Created::AddressTaken);
+                }
+                let (mut node, mut absent) = (Vec::new(), Vec::new());
+                for (index, key) in (3..).zip(node_keys(&creation.vm.placed.node)) {
+                    match outcome.get(index) {
+                        Some(kv) => node.push(kv.clone()),
+                        None => absent.push(key),
+                    }
+                }
+                Ok(Created::Changed {
+                    node,
+                    absent,
+                    revision: outcome.revision,
                 })
             }
             Err(error) if is_unknown(&error) => {
                 // It may have been applied: the record itself tells.
                 let vm = creation.vm;
                 let found: Option<Stored<VmRecord>> = self.get(&keys::vm(vm.project_id, vm.id)).await?;
-                found.map_or(Err(error), |_| Ok(Created::Done))
+                found.map_or(Err(error), |_| Ok(Created::Done(0)))
             }
             Err(error) => Err(error),
         }
@@ -202,14 +226,18 @@ impl Store {
         leader: Option<Compare>,
     ) -> Result<bool, StoreError> {
         let record = &vm.value;
+        // The turns are never closed, and if they were: without one it is only slower.
+        let _turn = self.freeing.take(record.project_id).await.ok();
         let alloc_key = keys::node_alloc(&record.placed.node);
         let alloc = self.get::<AllocRecord>(&alloc_key).await?;
         let alloc_revision = alloc.as_ref().map_or(0, |alloc| alloc.revision);
+        let basis = self.basis(record.project_id, &record.groups).await?;
         let vm_key = keys::vm(record.project_id, record.id);
-        let guards = [
+        let mut guards = vec![
             unchanged(&vm_key, vm.revision),
             unchanged(&alloc_key, alloc_revision),
         ];
+        guards.extend(basis_guards(record.project_id, &basis));
         let mut freed = vec![
             Op::delete(&vm_key),
             Op::delete(keys::observed(record.id)),
@@ -221,6 +249,10 @@ impl Store {
         if let Some(key) = &record.idempotency_key {
             freed.push(Op::delete(keys::idempotency(record.project_id, key)));
         }
+        let used = basis.quota.value.used.without(record.resources);
+        freed.extend(basis_writes(record.project_id, &basis, used, |members| {
+            members.remove(&record.id);
+        })?);
         if let Some(mut alloc) = alloc {
             alloc.value.alloc.release(record.id);
             freed.push(alloc_op(&alloc_key, &alloc.value)?);
@@ -250,6 +282,43 @@ pub(crate) fn is_unknown(error: &StoreError) -> bool {
     )
 }
 
+/// The keys of a node that a placement is guarded by.
+fn node_keys(node: &Name) -> [String; 3] {
+    [keys::node_info(node), keys::node_alloc(node), keys::session(node)]
+}
+
+fn basis_guards(project: ProjectId, basis: &Basis) -> Vec<Compare> {
+    let groups = basis.groups.iter().map(|(name, group)| {
+        let revision = group.as_ref().map_or(0, |group| group.revision);
+        unchanged(&keys::group(project, name), revision)
+    });
+    std::iter::once(unchanged(&keys::quota(project), basis.quota.revision))
+        .chain(groups)
+        .collect()
+}
+
+/// The quota with what is used from now on, and the groups with their members changed.
+fn basis_writes(
+    project: ProjectId,
+    basis: &Basis,
+    used: Usage,
+    change: impl Fn(&mut BTreeMap<VmId, Name>),
+) -> Result<Vec<Op>, StoreError> {
+    let quota = QuotaRecord {
+        used,
+        ..basis.quota.value.clone()
+    };
+    let mut writes = vec![quota_op(project, &quota)?];
+    for (name, group) in &basis.groups {
+        if let Some(group) = group {
+            let mut group = group.value.clone();
+            change(&mut group.members);
+            writes.push(encode(&keys::group(project, name), &group)?);
+        }
+    }
+    Ok(writes)
+}
+
 fn creation_txn(creation: &Creation<'_>) -> Result<Txn, StoreError> {
     let vm = creation.vm;
     let node = &vm.placed.node;
@@ -270,7 +339,7 @@ fn creation_txn(creation: &Creation<'_>) -> Result<Txn, StoreError> {
         .clone()
         .unwrap_or_else(|| format!("vm-{}", vm.id));
     let idempotency_key = keys::idempotency(vm.project_id, &idempotency_key);
-    let guards = [
+    let mut guards = vec![
         Compare::absent(&idempotency_key),
         Compare::absent(&name_key),
         Compare::absent(&address_key),
@@ -280,6 +349,7 @@ fn creation_txn(creation: &Creation<'_>) -> Result<Txn, StoreError> {
         unchanged(&alloc_key, creation.node.alloc.revision),
         unchanged(&keys::image(creation.image.value.id), creation.image.revision),
     ];
+    guards.extend(basis_guards(vm.project_id, creation.basis));
     let mut writes = vec![
         encode(&vm_key, vm)?,
         encode(&name_key, &claim)?,
@@ -287,6 +357,14 @@ fn creation_txn(creation: &Creation<'_>) -> Result<Txn, StoreError> {
         encode(&alloc_key, creation.alloc)?,
         encode(&keys::assign(node, vm.id), &assign)?,
     ];
+    writes.extend(basis_writes(
+        vm.project_id,
+        creation.basis,
+        creation.used,
+        |members| {
+            members.insert(vm.id, node.clone());
+        },
+    )?);
     if vm.idempotency_key.is_some() {
         let request = ClaimRecord {
             request_sha256: Some(creation.request_sha256.to_owned()),
@@ -299,6 +377,7 @@ fn creation_txn(creation: &Creation<'_>) -> Result<Txn, StoreError> {
         Op::get(&name_key),
         Op::get(&address_key),
     ];
+    let reads = reads.into_iter().chain(node_keys(node).into_iter().map(Op::get));
     Ok(Txn::new().when(guards).then(writes).otherwise(reads))
 }
 

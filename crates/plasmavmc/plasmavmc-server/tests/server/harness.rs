@@ -29,16 +29,32 @@ const CHAINFIRE: &str = "HEARTH_TEST_CHAINFIRE";
 
 /// The store of one test, on free loopback ports: Debian's etcd without fsync and TLS, or a Chainfire member.
 struct Store {
-    process: Child,
+    running: Running,
     endpoint: String,
     /// Chainfire knows its callers by certificate.
     secure: bool,
 }
 
+enum Running {
+    Process(Child),
+    /// A member in this process, on a runtime of its own.
+    Here(Tasks, Option<Runtime>),
+}
+
 impl Drop for Store {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        match &mut self.running {
+            Running::Process(process) => {
+                let _ = process.kill();
+                let _ = process.wait();
+            }
+            Running::Here(tasks, runtime) => {
+                tasks.stop("the test is over");
+                if let Some(runtime) = runtime.take() {
+                    runtime.shutdown_background();
+                }
+            }
+        }
     }
 }
 
@@ -78,13 +94,34 @@ impl Store {
             .spawn()
             .expect("these tests need Debian's etcd: apt-get install etcd-server");
         Self {
-            process,
+            running: Running::Process(process),
             endpoint: format!("127.0.0.1:{client}"),
             secure: false,
         }
     }
 
-    fn chainfire(program: &OsStr, folder: &Path, pki: &Pki) -> Self {
+    /// A Chainfire member in this process.
+    fn chainfire_here(folder: &Path, pki: &Pki) -> Self {
+        let (config, client) = Self::chainfire_config(folder, pki);
+        let config: chainfire_server::Config = toml::from_str(&config).unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        let tasks = Tasks::new();
+        let member = chainfire_server::run(config, tasks.clone());
+        // It returns when it serves.
+        let started = std::thread::scope(|scope| scope.spawn(|| runtime.block_on(member)).join().unwrap());
+        started.expect("the Chainfire member does not start");
+        Self {
+            running: Running::Here(tasks, Some(runtime)),
+            endpoint: format!("127.0.0.1:{client}"),
+            secure: true,
+        }
+    }
+
+    fn chainfire_config(folder: &Path, pki: &Pki) -> (String, u16) {
         let (client, peer) = (free_port(), free_port());
         let tls = pki.files("service/chainfire");
         let config = format!(
@@ -97,6 +134,11 @@ impl Store {
             cert = tls.cert.display(),
             key = tls.key.display(),
         );
+        (config, client)
+    }
+
+    fn chainfire(program: &OsStr, folder: &Path, pki: &Pki) -> Self {
+        let (config, client) = Self::chainfire_config(folder, pki);
         let path = folder.join("chainfire.toml");
         std::fs::write(&path, config).unwrap();
         let log = std::fs::File::create(folder.join("chainfire.log")).unwrap();
@@ -107,7 +149,7 @@ impl Store {
             .spawn()
             .expect("the Chainfire member does not start");
         Self {
-            process,
+            running: Running::Process(process),
             endpoint: format!("127.0.0.1:{client}"),
             secure: true,
         }
@@ -193,6 +235,15 @@ impl Drop for Cluster {
 
 impl Cluster {
     pub(crate) async fn start() -> Self {
+        Self::start_on(false).await
+    }
+
+    /// With a real Chainfire member as the store.
+    pub(crate) async fn start_on_chainfire() -> Self {
+        Self::start_on(true).await
+    }
+
+    async fn start_on(chainfire: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let authority = Authority::create(DOMAIN, SystemTime::now()).unwrap();
         std::fs::write(folder.path().join("ca.crt"), authority.cert_pem()).unwrap();
@@ -202,6 +253,7 @@ impl Cluster {
         };
         let process = match std::env::var_os(CHAINFIRE) {
             Some(program) => Store::chainfire(&program, folder.path(), &pki),
+            None if chainfire => Store::chainfire_here(folder.path(), &pki),
             None => Store::etcd(folder.path()),
         };
         let root = process

@@ -174,7 +174,8 @@ async fn refusals_say_what_and_why_and_leave_nothing() {
     assert_eq!(
         refused(|_| {}).await,
         "resource_exhausted: no node can take the VM: node01: 128 MiB of memory are free of 128 MiB; ask for less, \
-         delete what is not needed, or add a node; `hearth node list` shows the room"
+         delete what is not needed, or add a node; `hearth node list` shows the room, and `hearth vm create --explain` \
+         every node's reasons"
     );
     assert_eq!(
         refused(|request| request.memory_bytes = 0).await,

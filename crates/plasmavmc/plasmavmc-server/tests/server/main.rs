@@ -8,10 +8,12 @@
 )]
 
 mod agent;
+mod fill;
 mod harness;
 mod images;
 mod lifecycle;
 mod openapi;
+mod placement;
 mod races;
 mod restarts;
 mod rights;

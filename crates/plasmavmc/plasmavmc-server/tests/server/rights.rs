@@ -13,13 +13,17 @@ use crate::harness::Cluster;
 /// A request that a permitted caller gets an answer to other than 401, 403 and "no such project".
 fn request(operation: &str) -> (&'static str, Option<&'static str>) {
     match operation {
+        "explain_creation" => ("", Some(r#"{"name": "x", "image": "none"}"#)),
+        "create_group" => ("", Some(r#"{"name": "X", "rule": "apart"}"#)),
+        "set_quota" | "update_node" => ("", Some("{}")),
         "create_vm" => ("", Some(r#"{"name": "x", "image": "none"}"#)),
         "import_image" => (
             "?format=raw&sha256=ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
             Some("abc"),
         ),
         "list_vms" | "get_vm" | "delete_vm" | "start_vm" | "stop_vm" | "reset_vm" | "open_console"
-        | "list_images" | "get_image" | "delete_image" | "list_nodes" => ("", None),
+        | "list_images" | "get_image" | "delete_image" | "list_nodes" | "get_node" | "get_quota"
+        | "list_groups" | "get_group" | "delete_group" | "explain_vm" => ("", None),
         other => {
             panic!("the operation `{other}` is new: say here how to call it, and renew the picture below")
         }
@@ -32,6 +36,8 @@ fn verdict(status: u16, body: &str) -> String {
         404 if body.contains("no project") => "project",
         404 if body.contains("no VM") => "vm",
         404 if body.contains("no image") => "image",
+        404 if body.contains("no group") => "group",
+        404 if body.contains("no node") => "node",
         404 => "it",
         _ => "",
     };
@@ -90,7 +96,7 @@ async fn every_operation_answers_every_kind_of_caller_as_drawn() {
         .unwrap();
     let openapi: serde_json::Value =
         serde_json::from_str(&plasmavmc_server::openapi_json().unwrap()).unwrap();
-    let mut picture = format!("{:14}", "");
+    let mut picture = format!("{:16}", "");
     for (caller, _) in &callers {
         picture += &format!(" {caller:11}");
     }
@@ -98,11 +104,13 @@ async fn every_operation_answers_every_kind_of_caller_as_drawn() {
         for (method, operation) in methods.as_object().unwrap() {
             let id = operation["operationId"].as_str().unwrap();
             let (query, body) = request(id);
-            picture = format!("{}\n{id:14}", picture.trim_end());
+            picture = format!("{}\n{id:16}", picture.trim_end());
             for (_, token) in &callers {
                 let path = path
                     .replace("{project}", "default")
                     .replace("{vm}", "ghost")
+                    .replace("{group}", "ghost")
+                    .replace("{node}", "ghost")
                     .replace("{name}", if id == "import_image" { "abc" } else { "ghost" });
                 let url = format!("https://{}{path}{query}", server.address);
                 let mut call = http.request(method.to_uppercase().parse().unwrap(), url);
@@ -120,20 +128,30 @@ async fn every_operation_answers_every_kind_of_caller_as_drawn() {
         }
     }
     expect_test::expect![[r#"
-                       none        expired     viewer      operator    admin       stranger    root
-        list_images    401         401         200         200         200         200         200
-        get_image      401         401         404-image   404-image   404-image   404-image   404-image
-        import_image   401         401         403         403         403         403         200
-        delete_image   401         401         403         403         403         403         404-image
-        list_nodes     401         401         403         403         403         403         200
-        list_vms       401         401         200         200         200         404-project 200
-        create_vm      401         401         403         400         400         404-project 400
-        get_vm         401         401         404-vm      404-vm      404-vm      404-project 404-vm
-        delete_vm      401         401         403         404-vm      404-vm      404-project 404-vm
-        open_console   401         401         403         404-vm      404-vm      404-project 404-vm
-        reset_vm       401         401         403         404-vm      404-vm      404-project 404-vm
-        start_vm       401         401         403         404-vm      404-vm      404-project 404-vm
-        stop_vm        401         401         403         404-vm      404-vm      404-project 404-vm
+                         none        expired     viewer      operator    admin       stranger    root
+        list_images      401         401         200         200         200         200         200
+        get_image        401         401         404-image   404-image   404-image   404-image   404-image
+        import_image     401         401         403         403         403         403         200
+        delete_image     401         401         403         403         403         403         404-image
+        list_nodes       401         401         403         403         403         403         200
+        get_node         401         401         403         403         403         403         404-node
+        update_node      401         401         403         403         403         403         404-node
+        explain_creation 401         401         403         400         400         404-project 400
+        list_groups      401         401         200         200         200         404-project 200
+        create_group     401         401         403         400         400         404-project 400
+        get_group        401         401         404-group   404-group   404-group   404-project 404-group
+        delete_group     401         401         403         404-group   404-group   404-project 404-group
+        get_quota        401         401         200         200         200         404-project 200
+        set_quota        401         401         403         403         403         403         200
+        list_vms         401         401         200         200         200         404-project 200
+        create_vm        401         401         403         400         400         404-project 400
+        get_vm           401         401         404-vm      404-vm      404-vm      404-project 404-vm
+        delete_vm        401         401         403         404-vm      404-vm      404-project 404-vm
+        open_console     401         401         403         404-vm      404-vm      404-project 404-vm
+        explain_vm       401         401         403         404-vm      404-vm      404-project 404-vm
+        reset_vm         401         401         403         404-vm      404-vm      404-project 404-vm
+        start_vm         401         401         403         404-vm      404-vm      404-project 404-vm
+        stop_vm          401         401         403         404-vm      404-vm      404-project 404-vm
     "#]]
     .assert_eq(&(picture.trim_end().to_owned() + "\n"));
 }
