@@ -3,14 +3,14 @@
 //! # What it is
 //! - [`sim`]: a seeded simulator. Whole clusters of the real `raft-host` core run in one thread under a virtual
 //!   clock, with a faulty network and faulty disks; histories are checked for linearizability.
-//! - [`process`], [`ports`], [`netns`]: real processes, ports and network namespaces for black-box tests.
+//! - [`process`], [`netns`]: real processes and network namespaces for black-box tests.
 //!
 //! # What it deliberately does not know
 //! The services: the simulator runs whatever implements [`sim::Service`] (its own small register store, or a real
 //! server's core from that server's own simulation crate), and processes are given by path.
 //!
 //! # Entry points
-//! [`sim::run`], [`sim::run_many`], [`sim::registers`]; [`process::Process`]; `test_ports::free_port` (a crate of its own); [`netns::Namespace`].
+//! [`sim::run`], [`sim::run_many`], [`sim::registers`]; [`process::Process`]; [`netns::Namespace`].
 //!
 //! # Invariants
 //! 1. One seed, one run: everything random comes from the seed, everything timed from the virtual clock.
