@@ -8,13 +8,12 @@ use std::time::Instant;
 
 use futures::StreamExt;
 use hearth_types::{ErrorKind, Name};
-use iam_client::{Node, Role};
 use plasmavmc_client::PlasmaClient;
 use plasmavmc_client::types::{QuotaLimits, Vm, VmCreate};
 
 use crate::harness::{Cluster, PATIENCE, name};
+use crate::races::{SERVERS, Three, three};
 
-const SERVERS: usize = 3;
 /// VMs that a node has room for.
 const PER_NODE: usize = 20;
 /// Creates under way at once.
@@ -76,18 +75,8 @@ async fn every_slot_is_filled_once_and_quotas_are_exact() {
     let Size { nodes, creates } = size();
     let slots = nodes * PER_NODE;
     let cluster = Cluster::start_on_chainfire().await;
-    cluster.world.project("default").unwrap();
+    let Three { servers, clients } = three(&cluster).await;
     cluster.world.project("limited").unwrap();
-    let token = cluster.user("root", Role::Admin, Node::Root);
-    let mut servers = Vec::new();
-    for number in 0..SERVERS {
-        servers.push(cluster.server(&format!("vmc-{number}")).await);
-    }
-    let clients: Vec<_> = servers
-        .iter()
-        .map(|server| cluster.client(server, &token))
-        .collect();
-    cluster.import(&clients[0], "tiny").await;
     let lease = cluster.store.lease_grant(3600).await.unwrap();
     let simulated = (0..nodes).map(|number| {
         let (cluster, lease) = (&cluster, lease.id());

@@ -10,14 +10,15 @@ use plasmavmc_client::types::{Vm, VmCreate};
 use crate::agent::{SMALL, SimAgent, Size};
 use crate::harness::{Cluster, Server, name, until};
 
-const SERVERS: usize = 3;
+pub(crate) const SERVERS: usize = 3;
 
-struct Three {
-    servers: Vec<Server>,
-    clients: Vec<PlasmaClient>,
+/// Three servers of one cluster, each with a client of root's.
+pub(crate) struct Three {
+    pub(crate) servers: Vec<Server>,
+    pub(crate) clients: Vec<PlasmaClient>,
 }
 
-async fn three(cluster: &Cluster) -> Three {
+pub(crate) async fn three(cluster: &Cluster) -> Three {
     cluster.world.project("default").unwrap();
     let token = cluster.user("root", Role::Admin, Node::Root);
     let mut servers = Vec::new();
