@@ -84,18 +84,45 @@ fn shown(command: &Command) -> String {
     text
 }
 
+/// What a reader needs first: the failed tests and what they printed, then the end of the log.
 fn show_tail(output: &str, log: &Path) {
-    let lines: Vec<&str> = output.lines().collect();
-    let failures = lines
-        .iter()
-        .filter(|l| l.starts_with("test ") && l.ends_with("FAILED"));
-    for line in failures {
+    for line in failures(output) {
         println!("   | {line}");
     }
     println!("   --- last lines of {} ---", log.display());
+    let lines: Vec<&str> = output.lines().collect();
     for line in lines.iter().skip(lines.len().saturating_sub(TAIL_LINES)) {
         println!("   | {line}");
     }
+}
+
+/// The lines `test NAME ... FAILED`, each program's after the last lines that its failed tests printed: libtest puts
+/// them between `failures:` and `test result:`, each test's under a heading of its own.
+fn failures(output: &str) -> Vec<&str> {
+    let (mut shown, mut printed) = (Vec::new(), None::<Vec<&str>>);
+    for line in output.lines() {
+        let ends = line.starts_with("test result:");
+        if (ends || is_heading(line))
+            && let Some(printed) = &mut printed
+        {
+            shown.extend_from_slice(&printed[printed.len().saturating_sub(TAIL_LINES)..]);
+            printed.clear();
+        }
+        if line.starts_with("test ") && line.ends_with("FAILED") {
+            shown.push(line);
+        }
+        match &mut printed {
+            _ if ends => printed = None,
+            Some(printed) => printed.push(line),
+            None if line == "failures:" => printed = Some(Vec::new()),
+            None => {}
+        }
+    }
+    shown
+}
+
+fn is_heading(line: &str) -> bool {
+    line.starts_with("---- ") && line.ends_with(" stdout ----")
 }
 
 #[cfg(test)]
@@ -104,6 +131,47 @@ mod tests {
 
     fn logs(name: &str) -> PathBuf {
         std::env::temp_dir().join(format!("xtask-step-{}-{name}", std::process::id()))
+    }
+
+    #[test]
+    fn shows_what_failed_tests_printed_and_not_what_others_did() {
+        let output = "\
+test a ... ok
+test b ... FAILED
+
+successes:
+
+---- a stdout ----
+noise
+
+successes:
+    a
+
+failures:
+
+---- b stdout ----
+why it failed
+
+failures:
+    b
+
+test result: FAILED. 1 passed; 1 failed;
+after it
+";
+        let shown = failures(output);
+        assert!(
+            shown.contains(&"test b ... FAILED") && shown.contains(&"why it failed"),
+            "{shown:?}"
+        );
+        assert!(
+            !shown.contains(&"noise") && !shown.contains(&"after it"),
+            "{shown:?}"
+        );
+        let long = format!(
+            "failures:\n---- b stdout ----\n{}test result: FAILED.",
+            "line\n".repeat(1000)
+        );
+        assert_eq!(failures(&long).len(), TAIL_LINES);
     }
 
     #[test]

@@ -492,7 +492,11 @@ fn recovering_process() {
         .map(|path| hearth_service::config::load(Path::new(path)).unwrap())
         .collect();
     let life = format!("life-{}", std::process::id());
-    offline::recover(&configs, &recover_options(&life)).unwrap();
+    match offline::recover(&configs, &recover_options(&life)) {
+        // One killed between its last step and its exit had done everything: two of the three folders were gone.
+        Ok(_) | Err(OfflineError::MajorityLeft { sound: 3, .. }) => {}
+        Err(error) => panic!("{error}"),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -516,7 +520,6 @@ async fn a_recovery_killed_at_any_moment_is_completed_by_the_next() {
             .args(["--exact", "recovering_process", "--nocapture"])
             .env(RECOVER, paths.join(":"))
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
             .spawn()
             .unwrap()
     };
