@@ -46,7 +46,7 @@ pub struct EngineConfig {
     pub cache_bytes: u64,
     /// Writes of one keyspace held in memory before they are sorted into a file, bytes.
     pub memtable_bytes: u64,
-    /// Threads that flush and compact.
+    /// Threads that flush and compact. With two or more, flushes never wait for a compaction to end.
     pub workers: usize,
 }
 
@@ -55,7 +55,7 @@ impl Default for EngineConfig {
         EngineConfig {
             cache_bytes: 32 << 20,
             memtable_bytes: 16 << 20,
-            workers: 1,
+            workers: 2,
         }
     }
 }

@@ -11,7 +11,7 @@ use chainfire_client::{Client, ClientConfig, Compare, Error, Op, Txn, WatchEvent
 use hearth_service::tasks::Tasks;
 use tokio::time::timeout;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One etcd member that dies with the test.
 struct Etcd {

@@ -40,7 +40,7 @@ pub(crate) const RING_BYTES: usize = 8 << 20;
 pub(crate) const ENGINE: EngineConfig = EngineConfig {
     cache_bytes: 8 << 20,
     memtable_bytes: 4 << 20,
-    workers: 1,
+    workers: 2,
 };
 
 /// What the services see of the state.

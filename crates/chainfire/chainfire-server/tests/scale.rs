@@ -257,7 +257,14 @@ async fn stuck_and_lagging_watchers_cost_others_nothing_and_little_memory() {
         }
         Ok(())
     });
-    let (mut loaded, made) = timed_puts(&mut kv, puts, start, |n| format!("w/{}", n * 7919 % watchers)).await;
+    let still_behind = AtomicUsize::new(0);
+    let (mut loaded, made) = timed_puts(&mut kv, puts, start, |n| {
+        if caught_up.load(Ordering::SeqCst) < behind {
+            still_behind.store(n, Ordering::SeqCst);
+        }
+        format!("w/{}", n * 7919 % watchers)
+    })
+    .await;
     common::eventually("every event arrives", async || {
         told.events.load(Ordering::SeqCst) >= 2 * puts
     })
@@ -282,6 +289,12 @@ async fn stuck_and_lagging_watchers_cost_others_nothing_and_little_memory() {
         sleep(Duration::from_millis(100)).await;
     }
     println!("put beside nobody: {}", show(&mut idle));
+    let still_behind = still_behind.into_inner();
+    println!(
+        "put beside {watchers} watchers while one catches up: {}, after it: {}",
+        show(&mut loaded[..still_behind].to_vec()),
+        show(&mut loaded[still_behind..].to_vec())
+    );
     println!("put beside {watchers} watchers: {}", show(&mut loaded));
     println!("event: {}", show(&mut told.took.lock().unwrap()));
     let streams = watchers.div_ceil(PER_STREAM) + 2;

@@ -70,6 +70,8 @@ pub(crate) struct Session {
     /// Revision that the stream knows to be published.
     seen: i64,
     in_flight: usize,
+    /// Watchers that the member does not know yet.
+    enrolling: usize,
     last_arrival: u64,
     pump_at: Option<u64>,
     stored_at: Option<u64>,
@@ -121,6 +123,7 @@ impl Watchers {
         self.clients.iter().any(|client| {
             client.session.as_ref().is_none_or(|session| {
                 session.in_flight > 0
+                    || session.enrolling > 0
                     || session.pump_at.is_some()
                     || session.stored_at.is_some()
                     || published(session.node).is_none_or(|revision| revision > session.seen)
@@ -258,6 +261,7 @@ fn connect(world: &mut World<'_, Chainfire>, client: usize) {
         stream,
         seen,
         in_flight: 0,
+        enrolling: 0,
         last_arrival: now,
         pump_at: None,
         stored_at: None,
@@ -320,6 +324,7 @@ fn create_missing(world: &mut World<'_, Chainfire>, client: usize) {
         });
         if let Some(enrol) = session.stream.create(create, now, Ok(())) {
             let later = at + watchers.rng.below(5 * MS);
+            session.enrolling += 1;
             enrolled.push((later, enrol.watch_id));
         }
     }
@@ -392,6 +397,7 @@ pub(crate) fn enrolled(world: &mut World<'_, Chainfire>, client: usize, number: 
     feed(world, client, number);
     if let Some(session) = world.service.watchers.session(client, number) {
         let seen = session.seen;
+        session.enrolling -= 1;
         session.stream.enrolled(watch_id, seen);
     }
     pump_at(world, client, world.now);

@@ -29,7 +29,7 @@ fn framed(query: &[u8]) -> Vec<u8> {
 
 fn connect(server: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(server).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     stream
 }
 
@@ -74,7 +74,7 @@ async fn streams_are_cut_into_queries_and_closed_when_hopeless() {
         let asked = Instant::now();
         assert_eq!(reply(&mut stream), None, "{hopeless:?}");
         assert!(
-            asked.elapsed() < Duration::from_secs(2),
+            asked.elapsed() < Duration::from_secs(5),
             "{hopeless:?} was not closed at once"
         );
     }
@@ -142,6 +142,7 @@ async fn responses_and_noise_get_no_reply() {
         socket.send_to(silent, server.dns).unwrap();
         assert!(socket.recv(&mut buffer).is_err(), "{silent:?} was answered");
     }
+    socket.set_read_timeout(Some(common::PATIENCE)).unwrap();
     let long = [&query()[..], &[0; 4000]].concat();
     socket.send_to(&long, server.dns).unwrap();
     assert!(socket.recv(&mut buffer).is_ok());

@@ -210,7 +210,7 @@ async fn a_guest_lives_is_adopted_and_leaves_nothing() {
         nix::sys::signal::SIGKILL,
     )
     .unwrap();
-    timeout(Duration::from_secs(5), async {
+    timeout(Duration::from_secs(60), async {
         while machine.status().await.unwrap() != RunState::Gone {
             machine.changed().await;
         }

@@ -30,7 +30,7 @@ use hearth_service::{
 use tokio::time::{Instant, sleep};
 
 /// Longest wait for anything in a test.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct Member {
     pub name: String,

@@ -28,7 +28,7 @@ use plasmavmc_client::names::PublishedName;
 use tempfile::TempDir;
 
 /// Longest wait for anything that must come.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Says that a test is skipped, in the words that `./test` counts.
 pub fn skip(why: &str) {

@@ -21,7 +21,7 @@ use plasmavmc_server::{Parts, PlasmaConfig, serve};
 use tokio::runtime::Runtime;
 
 /// Longest wait for anything in a test.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 const PREFIX: &str = "/plasmavmc/";
 
 /// The program that stands in for the store: a Chainfire member (`member CONFIG.toml`) instead of Debian's etcd.
