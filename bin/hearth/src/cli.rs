@@ -33,6 +33,9 @@ pub(crate) struct Global {
     /// Project to work in; the context's when absent
     #[arg(long, global = true, env = "HEARTH_PROJECT")]
     pub(crate) project: Option<Name>,
+    /// Name of this request: the same command with the same key is carried out once (made up when absent)
+    #[arg(long, global = true, value_name = "KEY")]
+    pub(crate) idempotency_key: Option<String>,
     /// Data folder of the cluster on this machine
     #[arg(long, global = true, env = "HEARTH_DATA_DIR")]
     pub(crate) data_dir: Option<PathBuf>,

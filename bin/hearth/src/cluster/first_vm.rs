@@ -21,10 +21,7 @@ const SILENCE: Duration = Duration::from_secs(4);
 pub(crate) async fn run(layout: &Layout, client: &PlasmaClient, project: &Name) -> Result<Vm> {
     let name: Name = NAME.parse().context("the first VM's name")?;
     let request = VmCreate::new(NAME, "tiny");
-    match client
-        .create_vm(project, &request, Some("hearth-up-first-vm"))
-        .await
-    {
+    match client.create_vm(project, &request, None).await {
         Ok(_) => {}
         Err(error) if error.kind() == Some(ErrorKind::AlreadyExists) => {}
         Err(error) => return Err(error).context("cannot create the VM `hello`"),

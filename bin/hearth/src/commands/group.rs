@@ -21,7 +21,7 @@ impl Row for Group {
 }
 
 pub(crate) async fn run(env: &Env, command: Command) -> Result<()> {
-    let client = env.context.plasmavmc().await?;
+    let client = env.plasmavmc().await?;
     let project = env.context.project(env.global.project.as_ref())?;
     match command {
         Command::List => env.out.list(&client.list_groups(&project).await?.items),

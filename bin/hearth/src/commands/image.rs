@@ -30,7 +30,7 @@ impl Row for Image {
 }
 
 pub(crate) async fn run(env: &Env, command: Command) -> Result<()> {
-    let client = env.context.plasmavmc().await?;
+    let client = env.plasmavmc().await?;
     match command {
         Command::List => env.out.list(&client.list_images().await?.items),
         Command::Show { name } => show(env, &client.get_image(&name).await?),
@@ -83,7 +83,7 @@ async fn import(env: &Env, upload: ImageUpload) -> Result<Image> {
             progress.show(format!("importing `{name}`: {} %", percent / 10 * 10));
         }
     };
-    Ok(env.context.plasmavmc().await?.upload_image(&upload, sent).await?)
+    Ok(env.plasmavmc().await?.upload_image(&upload, sent).await?)
 }
 
 /// As named, else by the file's first bytes.

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::CommandFactory;
+use plasmavmc_client::PlasmaClient;
 
 use crate::cli::{Cli, Cluster, ClusterOptions, Command, Global, Up};
 use crate::cluster::init::Wanted;
@@ -28,6 +29,17 @@ pub(crate) struct Env {
     pub(crate) out: Output,
     pub(crate) context: Context,
     pub(crate) global: Global,
+}
+
+impl Env {
+    /// PlasmaVMC, as whoever is signed in, with this command's idempotency key.
+    pub(crate) async fn plasmavmc(&self) -> Result<PlasmaClient> {
+        let client = self.context.plasmavmc().await?;
+        Ok(match &self.global.idempotency_key {
+            Some(key) => client.with_idempotency_key(key),
+            None => client,
+        })
+    }
 }
 
 pub(crate) async fn run(cli: Cli) -> Result<()> {

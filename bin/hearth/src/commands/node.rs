@@ -38,7 +38,7 @@ impl Row for Node {
 }
 
 pub(crate) async fn run(env: &Env, command: Command) -> Result<()> {
-    let client = env.context.plasmavmc().await?;
+    let client = env.plasmavmc().await?;
     let cordon = |schedulable| NodeUpdate {
         schedulable: Some(schedulable),
         ..NodeUpdate::default()

@@ -10,7 +10,7 @@ use crate::failure::fail;
 use crate::output::bytes;
 
 pub(crate) async fn run(env: &Env, command: Command) -> Result<()> {
-    let client = env.context.plasmavmc().await?;
+    let client = env.plasmavmc().await?;
     let project = env.context.project(env.global.project.as_ref())?;
     let known = client.get_quota(&project).await?;
     match command {

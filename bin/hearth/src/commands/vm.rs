@@ -42,7 +42,7 @@ impl Row for Vm {
 }
 
 pub(crate) async fn run(env: &Env, command: Command) -> Result<()> {
-    let client = env.context.plasmavmc().await?;
+    let client = env.plasmavmc().await?;
     let project = env.context.project(env.global.project.as_ref())?;
     match command {
         Command::Create(args) => create(env, &client, &project, *args).await,
@@ -116,9 +116,7 @@ async fn create(env: &Env, client: &PlasmaClient, project: &Name, args: CreateAr
     if args.explain {
         return explained(env, &client.explain_creation(project, &request).await?);
     }
-    // The key makes a repeated request, after a broken connection, the same request.
-    let key = uuid::Uuid::now_v7().to_string();
-    let vm = client.create_vm(project, &request, Some(&key)).await?;
+    let vm = client.create_vm(project, &request, None).await?;
     settle(env, client, vm, &args.wait).await
 }
 

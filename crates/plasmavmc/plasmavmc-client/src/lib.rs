@@ -30,4 +30,6 @@ mod rest_placement;
 pub mod types;
 
 pub use console::Console;
-pub use rest::{ClientError, ImageUpload, PlasmaClient, StaticToken, TokenProvider, sha256_of, tls_from_ca};
+pub use rest::{
+    ClientError, ImageUpload, KEY_HEADER, PlasmaClient, StaticToken, TokenProvider, sha256_of, tls_from_ca,
+};

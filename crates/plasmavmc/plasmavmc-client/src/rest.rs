@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use hearth_types::{ErrorKind, Name, PageToken};
-use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use reqwest::{RequestBuilder, Response, StatusCode};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde::de::DeserializeOwned;
@@ -32,6 +32,9 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(150);
 const CHUNK_BYTES: usize = 256 << 10;
 /// Longest error body that is looked at.
 const MAX_ERROR_BYTES: usize = 64 << 10;
+
+/// The header that makes a request one that may be repeated: the server carries it out once, and answers the same.
+pub const KEY_HEADER: &str = "idempotency-key";
 
 /// Where the bearer token of each request comes from; asked before every request, so it may renew.
 pub trait TokenProvider: Send + Sync {
@@ -167,6 +170,8 @@ pub struct PlasmaClient {
     pub(crate) http: reqwest::Client,
     pub(crate) tls: Arc<rustls::ClientConfig>,
     pub(crate) token: Arc<dyn TokenProvider>,
+    /// Of every change; a fresh one for each when absent.
+    key: Option<Arc<str>>,
 }
 
 impl fmt::Debug for PlasmaClient {
@@ -208,7 +213,42 @@ impl PlasmaClient {
             http,
             tls: Arc::new(config),
             token,
+            key: None,
         })
+    }
+
+    /// A client whose changes all carry this idempotency key, so that one of them can be repeated by another process:
+    /// it is carried out once. Without it each call makes a key of its own, for its own attempts.
+    #[must_use]
+    pub fn with_idempotency_key(&self, key: &str) -> Self {
+        Self {
+            key: Some(key.into()),
+            ..self.clone()
+        }
+    }
+
+    /// The key of one change.
+    pub(crate) fn change_key(&self) -> Arc<str> {
+        self.key
+            .clone()
+            .unwrap_or_else(|| uuid::Uuid::now_v7().to_string().into())
+    }
+
+    /// Sends a change, which the server carries out once however often it arrives.
+    pub(crate) async fn change<T: DeserializeOwned>(
+        &self,
+        what: &'static str,
+        make: impl Fn() -> RequestBuilder + Send + Sync,
+    ) -> Result<T, ClientError> {
+        let key = self.change_key();
+        self.call(what, true, || make().header(KEY_HEADER, &*key)).await
+    }
+
+    /// Sends a deletion that has nothing to show.
+    pub(crate) async fn remove(&self, url: &str) -> Result<(), ClientError> {
+        let key = self.change_key();
+        let make = || self.http.delete(url).header(KEY_HEADER, &*key);
+        self.send(true, || make().timeout(CALL_TIMEOUT)).await.map(drop)
     }
 
     /// The server's address.
@@ -217,8 +257,8 @@ impl PlasmaClient {
         &self.base
     }
 
-    /// Creates a VM. With an idempotency key the call is repeated by itself when the connection breaks, and can be
-    /// repeated by the caller: the same key and request give the same VM.
+    /// Creates a VM. The call is repeated by itself when the connection breaks; with an idempotency key it can be
+    /// repeated by the caller, too: the same key and request give the same VM.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -229,12 +269,9 @@ impl PlasmaClient {
         idempotency_key: Option<&str>,
     ) -> Result<Vm, ClientError> {
         let url = self.url(&format!("/v1/projects/{project}/vms"));
-        self.call("creating a VM", idempotency_key.is_some(), || {
-            let call = self.http.request(Method::POST, &url).json(request);
-            match idempotency_key {
-                Some(key) => call.header("idempotency-key", key),
-                None => call,
-            }
+        let key = idempotency_key.map_or_else(|| self.change_key(), Arc::from);
+        self.call("creating a VM", true, || {
+            self.http.post(&url).json(request).header(KEY_HEADER, &*key)
         })
         .await
     }
@@ -291,7 +328,7 @@ impl PlasmaClient {
     /// [`ClientError`].
     pub async fn delete_vm(&self, project: &Name, vm: &Name) -> Result<Vm, ClientError> {
         let url = self.vm_url(project, vm, "");
-        self.call("deleting a VM", true, || self.http.delete(&url)).await
+        self.change("deleting a VM", || self.http.delete(&url)).await
     }
 
     /// Asks for a VM to run.
@@ -300,7 +337,7 @@ impl PlasmaClient {
     /// [`ClientError`].
     pub async fn start_vm(&self, project: &Name, vm: &Name) -> Result<Vm, ClientError> {
         let url = self.vm_url(project, vm, "/start");
-        self.call("starting a VM", true, || self.http.post(&url)).await
+        self.change("starting a VM", || self.http.post(&url)).await
     }
 
     /// Asks for a VM to be off.
@@ -309,7 +346,7 @@ impl PlasmaClient {
     /// [`ClientError`].
     pub async fn stop_vm(&self, project: &Name, vm: &Name, how: &VmStop) -> Result<Vm, ClientError> {
         let url = self.vm_url(project, vm, "/stop");
-        self.call("stopping a VM", true, || self.http.post(&url).json(how))
+        self.change("stopping a VM", || self.http.post(&url).json(how))
             .await
     }
 
@@ -319,7 +356,7 @@ impl PlasmaClient {
     /// [`ClientError`].
     pub async fn reset_vm(&self, project: &Name, vm: &Name) -> Result<Vm, ClientError> {
         let url = self.vm_url(project, vm, "/reset");
-        self.call("resetting a VM", false, || self.http.post(&url)).await
+        self.change("resetting a VM", || self.http.post(&url)).await
     }
 
     /// All images.
@@ -346,7 +383,7 @@ impl PlasmaClient {
     /// [`ClientError`].
     pub async fn delete_image(&self, name: &Name) -> Result<(), ClientError> {
         let url = self.url(&format!("/v1/images/{name}"));
-        self.send(true, || self.http.delete(&url)).await.map(drop)
+        self.remove(&url).await
     }
 
     /// Imports a file as an image. `progress` is told the bytes sent so far and the whole size.
@@ -382,6 +419,7 @@ impl PlasmaClient {
             .http
             .put(&url)
             .query(&query)
+            .header(KEY_HEADER, &*self.change_key())
             .header(reqwest::header::CONTENT_LENGTH, total)
             .header(reqwest::header::CONTENT_TYPE, "application/octet-stream")
             .body(reqwest::Body::wrap_stream(body));

@@ -23,7 +23,7 @@ impl PlasmaClient {
     /// [`ClientError`].
     pub async fn update_node(&self, node: &Name, change: &NodeUpdate) -> Result<Node, ClientError> {
         let url = self.url(&format!("/v1/nodes/{node}"));
-        self.call("changing a node", true, || self.http.patch(&url).json(change))
+        self.change("changing a node", || self.http.patch(&url).json(change))
             .await
     }
 
@@ -42,7 +42,7 @@ impl PlasmaClient {
     /// [`ClientError`].
     pub async fn set_quota(&self, project: &Name, limits: &QuotaLimits) -> Result<Quota, ClientError> {
         let url = self.url(&format!("/v1/projects/{project}/quota"));
-        self.call("setting a quota", true, || self.http.put(&url).json(limits))
+        self.change("setting a quota", || self.http.put(&url).json(limits))
             .await
     }
 
@@ -52,7 +52,7 @@ impl PlasmaClient {
     /// [`ClientError`].
     pub async fn create_group(&self, project: &Name, group: &GroupCreate) -> Result<Group, ClientError> {
         let url = self.url(&format!("/v1/projects/{project}/groups"));
-        self.call("creating a group", true, || self.http.post(&url).json(group))
+        self.change("creating a group", || self.http.post(&url).json(group))
             .await
     }
 
@@ -80,7 +80,7 @@ impl PlasmaClient {
     /// [`ClientError`].
     pub async fn delete_group(&self, project: &Name, group: &Name) -> Result<(), ClientError> {
         let url = self.url(&format!("/v1/projects/{project}/groups/{group}"));
-        self.send(true, || self.http.delete(&url)).await.map(drop)
+        self.remove(&url).await
     }
 
     /// Where a VM could be created now; nothing is created.

@@ -54,6 +54,9 @@ pub struct PlasmaConfig {
     /// Seconds between two sweeps of the background reconciler, at least 1.
     #[serde(default = "default_sweep_s")]
     pub sweep_s: u64,
+    /// Seconds for which a request under an idempotency key is remembered, so that its repetition is answered alike.
+    #[serde(default = "default_request_memory_s")]
+    pub request_memory_s: u64,
 }
 
 fn default_vcpu_percent() -> u32 {
@@ -70,6 +73,10 @@ const fn default_max_image_bytes() -> u64 {
 
 const fn default_max_image_disk_bytes() -> u64 {
     1 << 40
+}
+
+const fn default_request_memory_s() -> u64 {
+    24 * 3600
 }
 
 const fn default_sweep_s() -> u64 {

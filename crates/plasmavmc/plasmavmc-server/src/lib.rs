@@ -25,6 +25,7 @@ mod qcow2;
 mod reconcile;
 mod run;
 mod store;
+mod trim;
 mod turns;
 
 pub use config::{Config, PlasmaConfig};

@@ -16,6 +16,7 @@ pub(crate) struct Metrics {
     pub(crate) vms_released: Counter,
     pub(crate) consoles_open: Gauge,
     pub(crate) leftovers_deleted: Counter,
+    pub(crate) records_trimmed: Counter,
 }
 
 impl Metrics {
@@ -65,6 +66,11 @@ impl Metrics {
             "leftovers_deleted",
             "Records that belonged to nothing and were deleted by a sweep",
             self.leftovers_deleted.clone(),
+        );
+        registry.register(
+            "records_trimmed",
+            "Records of finished requests deleted because they were kept long enough",
+            self.records_trimmed.clone(),
         );
     }
 }

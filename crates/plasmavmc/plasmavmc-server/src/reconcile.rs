@@ -13,6 +13,7 @@ use crate::app::vm::now_ms;
 use crate::metrics::Metrics;
 use crate::store::sweep::Swept;
 use crate::store::{Store, keys};
+use crate::trim::Trimmer;
 
 /// Seconds after which a silent leader is replaced.
 const LEASE_S: i64 = 10;
@@ -22,10 +23,17 @@ const RETRY: Duration = Duration::from_secs(2);
 const STUCK_MS: i64 = 60_000;
 
 /// Runs until the server stops.
-pub(crate) async fn run(store: Store, server: String, metrics: Metrics, period: Duration, tasks: Tasks) {
+pub(crate) async fn run(
+    store: Store,
+    server: String,
+    metrics: Metrics,
+    period: Duration,
+    trimmer: Trimmer,
+    tasks: Tasks,
+) {
     while !tasks.is_stopping() {
         let term = async {
-            if let Err(error) = lead(&store, &server, &metrics, period, &tasks).await {
+            if let Err(error) = lead(&store, &server, &metrics, period, trimmer.clone(), &tasks).await {
                 tracing::warn!(error = %chain(&error), "the reconciler lost its term; trying again");
             }
             tokio::time::sleep(RETRY).await;
@@ -43,6 +51,7 @@ async fn lead(
     server: &str,
     metrics: &Metrics,
     period: Duration,
+    trimmer: Trimmer,
     tasks: &Tasks,
 ) -> Result<(), Error> {
     let client = store.client();
@@ -55,14 +64,20 @@ async fn lead(
     };
     tracing::info!(token = leadership.token(), "this server runs the reconciler");
     tokio::select! {
-        () = sweep_forever(store, &leadership, metrics, period) => Ok(()),
+        () = sweep_forever(store, &leadership, metrics, period, trimmer) => Ok(()),
         () = alive.lost() => Ok(()),
         lost = leadership.lost() => lost,
     }
 }
 
 /// Sweeps every period, and at once when a node's session begins or ends.
-async fn sweep_forever(store: &Store, leadership: &Leadership, metrics: &Metrics, period: Duration) {
+async fn sweep_forever(
+    store: &Store,
+    leadership: &Leadership,
+    metrics: &Metrics,
+    period: Duration,
+    mut trimmer: Trimmer,
+) {
     let mut sessions = watch_sessions(store);
     loop {
         match store.sweep(&leadership.guard(), now_ms(), STUCK_MS).await {
@@ -75,6 +90,7 @@ async fn sweep_forever(store: &Store, leadership: &Leadership, metrics: &Metrics
             }
             Err(error) => tracing::warn!(error = %chain(&error), "the sweep could not be finished"),
         }
+        trimmer.run(store, &leadership.guard(), metrics).await;
         match tokio::time::timeout(period, changed(&mut sessions)).await {
             Ok(true) | Err(_) => {}
             Ok(false) => {

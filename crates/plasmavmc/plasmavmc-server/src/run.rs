@@ -16,6 +16,7 @@ use crate::hub::Hub;
 use crate::images::ImageFiles;
 use crate::nodes::NodeBook;
 use crate::store::Store;
+use crate::trim::Trimmer;
 use crate::{http, reconcile};
 
 /// Why the server could not start or go on.
@@ -116,7 +117,15 @@ pub async fn serve(parts: Parts, listener: Listener, tasks: Tasks) -> Result<(),
     let health = Health::new(&name);
     health.register(|registry| hub.metrics().register(registry));
     let period = Duration::from_secs(config.sweep_s.max(1));
-    let sweeper = reconcile::run(store.clone(), name, hub.metrics().clone(), period, tasks.clone());
+    let trimmer = Trimmer::new(&config);
+    let sweeper = reconcile::run(
+        store.clone(),
+        name,
+        hub.metrics().clone(),
+        period,
+        trimmer,
+        tasks.clone(),
+    );
     tasks.spawn("reconciler", Kind::Background, async move {
         sweeper.await;
         Ok(())

@@ -10,18 +10,17 @@ use plasmavmc_client::types::{Vm, VmCreate};
 use plasmavmc_core::{
     Decision, Desired, InvalidRequest, NetworkMode, Pick, Placement, RawRequest, VmRequest, validate,
 };
-use sha2::{Digest, Sha256};
 
 use super::group::missing as missing_group;
+use super::once::{Once, RequestKey, other_request, sha256_of};
 use super::vm::{DEFAULT_STOP_TIMEOUT_S, invalid, now_ms};
 use super::{App, Scope, wire};
 use crate::store::node::NodeSnapshot;
 use crate::store::quota::Basis;
-use crate::store::records::{ClaimRecord, ImageRecord, ImageUse, Placed, VERSION, VmRecord, Wishes};
+use crate::store::records::{ImageRecord, ImageUse, Placed, VERSION, VmRecord, Wishes};
 use crate::store::vm::{Created, Creation, VmView};
 use crate::store::{MAX_CONTENTION, Stored};
 
-const MAX_IDEMPOTENCY_KEY: usize = 128;
 /// Addresses tried blindly before the list of those taken is read.
 const BLIND_ADDRESSES: u32 = 4;
 /// Most members of a group: its record is written with each of them.
@@ -42,15 +41,15 @@ pub(crate) async fn create(
     ctx: &OpContext,
     project: &str,
     request: &VmCreate,
-    idempotency_key: Option<&str>,
+    key: &RequestKey,
 ) -> Result<Vm, ApiError> {
     let scope = app.in_project(ctx, "vmc.vm.create", project)?;
-    let key = idempotency_key.map(check_idempotency_key).transpose()?;
-    let request_sha256 = sha256_of(request)?;
-    if let Some(key) = &key
-        && let Some(claim) = scope.store.idempotency(scope.project.id, key).await?
-    {
-        return replay(app, &scope, &claim, &request_sha256).await;
+    let once = Once::new(scope.store, Some(scope.project.id), key, "create_vm", request)?;
+    if let Some(earlier) = once.earlier().await? {
+        return Ok(earlier);
+    }
+    if let Some(earlier) = created_by_an_older_server(app, &scope, key, request).await? {
+        return Ok(earlier);
     }
     let image = usable_image(&scope, &request.image).await?;
     let valid = validated(app, request, &image.value)?;
@@ -62,8 +61,7 @@ pub(crate) async fn create(
             scope: &scope,
             request,
             valid: &valid,
-            key: key.clone(),
-            request_sha256: &request_sha256,
+            once: &once,
             id: VmId::from_uuid(uuid::Uuid::now_v7()),
             taken: BTreeSet::new(),
         };
@@ -75,13 +73,7 @@ pub(crate) async fn create(
     };
     // The same request may have come before, over a connection that broke, and have taken the very last of the room
     // while this one waited.
-    match &key {
-        Some(key) => match scope.store.idempotency(scope.project.id, key).await? {
-            Some(claim) => replay(app, &scope, &claim, &request_sha256).await,
-            None => Err(refused),
-        },
-        None => Err(refused),
-    }
+    once.earlier().await?.ok_or(refused)
 }
 
 /// A creation on its way into the store.
@@ -90,8 +82,7 @@ struct Placing<'a> {
     scope: &'a Scope<'a>,
     request: &'a VmCreate,
     valid: &'a VmRequest,
-    key: Option<String>,
-    request_sha256: &'a str,
+    once: &'a Once<'a>,
     id: VmId,
     /// Addresses that are known to be taken.
     taken: BTreeSet<Ipv4Addr>,
@@ -127,14 +118,22 @@ impl Placing<'_> {
             {
                 continue;
             }
+            let view = VmView::unseen(Stored {
+                value: vm,
+                revision: 0,
+            });
+            let answer = wire::vm(&view, &app.config().domain);
+            let vm = &view.record.value;
+            let along = self.once.along(&answer)?;
             let creation = Creation {
-                vm: &vm,
+                vm,
                 image: &image,
                 node: &node,
                 alloc: &alloc,
                 basis: &basis,
                 used,
-                request_sha256: self.request_sha256,
+                request: self.once.at(),
+                along: &along,
             };
             match scope.store.create_vm(&creation).await? {
                 Created::Done(revision) => {
@@ -147,13 +146,16 @@ impl Placing<'_> {
                     );
                     app.metrics().vms_created.inc();
                     tracing::info!(vm = %self.id, name = %vm.name, node = %node.name, %address, "VM placed");
-                    let stored = Stored { value: vm, revision };
-                    return Ok(wire::vm(&VmView::unseen(stored), &app.config().domain));
+                    return Ok(answer);
                 }
                 Created::NameTaken(holder) => {
                     return Err(name_taken(&self.valid.name, &scope.project.name, holder));
                 }
-                Created::Replay(claim) => return replay(app, scope, &claim, self.request_sha256).await,
+                Created::Replay => {
+                    if let Some(earlier) = self.once.earlier().await? {
+                        return Ok(earlier);
+                    }
+                }
                 Created::AddressTaken => drop(self.taken.insert(address)),
                 Created::Changed {
                     node,
@@ -201,15 +203,7 @@ impl Placing<'_> {
             network_mode,
             address,
         };
-        new_record(
-            self.scope,
-            self.id,
-            self.request,
-            self.valid,
-            image,
-            placed,
-            self.key.clone(),
-        )
+        new_record(self.scope, self.id, self.request, self.valid, image, placed)
     }
 }
 
@@ -262,25 +256,25 @@ fn name_taken(name: &Name, project: &Name, holder: VmId) -> ApiError {
     ApiError::new(ErrorKind::AlreadyExists, message).hint("choose another name, or delete that VM first")
 }
 
-/// The same key and the same request: the same VM.
-async fn replay(
+/// The VM of this key and request, if a server of before there were records of all requests has made it. Such a key
+/// lives as long as its VM.
+async fn created_by_an_older_server(
     app: &App,
     scope: &Scope<'_>,
-    claim: &ClaimRecord,
-    request_sha256: &str,
-) -> Result<Vm, ApiError> {
-    if claim.request_sha256.as_deref() != Some(request_sha256) {
-        let message = "this idempotency key was used for another request";
-        return Err(ApiError::new(ErrorKind::Conflict, message).hint("use a new key for a new request"));
+    key: &RequestKey,
+    request: &VmCreate,
+) -> Result<Option<Vm>, ApiError> {
+    let Some(key) = key.as_deref() else {
+        return Ok(None);
+    };
+    let Some(claim) = scope.store.idempotency(scope.project.id, key).await? else {
+        return Ok(None);
+    };
+    if claim.request_sha256.as_deref() != Some(sha256_of(request)?.as_str()) {
+        return Err(other_request("create_vm"));
     }
-    match scope.store.vm(scope.project.id, claim.vm).await? {
-        Some(view) => Ok(wire::vm(&view, &app.config().domain)),
-        None => Err(ApiError::new(
-            ErrorKind::Conflict,
-            "the VM of this idempotency key has just been deleted",
-        )
-        .hint("use a new key to create another one")),
-    }
+    let view = scope.store.vm(scope.project.id, claim.vm).await?;
+    Ok(view.map(|view| wire::vm(&view, &app.config().domain)))
 }
 
 pub(crate) async fn usable_image(scope: &Scope<'_>, name: &str) -> Result<Stored<ImageRecord>, ApiError> {
@@ -297,25 +291,6 @@ pub(crate) async fn usable_image(scope: &Scope<'_>, name: &str) -> Result<Stored
         .hint("use another image"));
     }
     Ok(image)
-}
-
-fn check_idempotency_key(key: &str) -> Result<String, ApiError> {
-    let fits = (1..=MAX_IDEMPOTENCY_KEY).contains(&key.len())
-        && key
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
-    if fits {
-        Ok(key.to_owned())
-    } else {
-        Err(invalid("the Idempotency-Key header is not usable")
-            .hint("use 1 to 128 of a-z, A-Z, 0-9, - and _"))
-    }
-}
-
-fn sha256_of(request: &VmCreate) -> Result<String, ApiError> {
-    let bytes =
-        serde_json::to_vec(request).map_err(|error| ApiError::internal("reading the request", error))?;
-    Ok(hex::encode(Sha256::digest(bytes)))
 }
 
 fn raw_request(request: &VmCreate, image: &ImageRecord) -> RawRequest {
@@ -344,7 +319,6 @@ fn new_record(
     valid: &VmRequest,
     image: &ImageRecord,
     placed: Placed,
-    idempotency_key: Option<String>,
 ) -> VmRecord {
     VmRecord {
         version: VERSION,
@@ -374,7 +348,7 @@ fn new_record(
         generation: 1,
         placed,
         created_at_ms: now_ms(),
-        idempotency_key,
+        idempotency_key: None,
         wishes: Wishes {
             node_selector: valid.node_selector.clone(),
             network_mode: valid.network_mode,

@@ -6,6 +6,7 @@ use iam_client::OpContext;
 use plasmavmc_client::types::{Group, GroupCreate, GroupList, GroupMember, GroupRule as Wire};
 use plasmavmc_core::GroupRule;
 
+use super::once::{Once, RequestKey};
 use super::vm::{invalid, now_ms};
 use super::{App, Scope, wire};
 use crate::store::records::{GroupRecord, VERSION};
@@ -19,12 +20,17 @@ pub(crate) async fn create(
     ctx: &OpContext,
     project: &str,
     request: &GroupCreate,
+    key: &RequestKey,
 ) -> Result<Group, ApiError> {
     let scope = app.in_project(ctx, "vmc.group.create", project)?;
     let name: Name = request
         .name
         .parse()
         .map_err(|error: hearth_types::NameError| invalid(error.to_string()))?;
+    let once = Once::new(scope.store, Some(scope.project.id), key, "create_group", request)?;
+    if let Some(earlier) = once.earlier().await? {
+        return Ok(earlier);
+    }
     if scope.store.groups(scope.project.id).await?.len() >= MAX_GROUPS {
         let message = format!("project `{}` has {MAX_GROUPS} groups already", scope.project.name);
         return Err(
@@ -42,13 +48,23 @@ pub(crate) async fn create(
         members: Default::default(),
         created_at_ms: now_ms(),
     };
-    if scope.store.create_group(scope.project.id, &record).await? {
-        return shown(&scope, record).await;
+    let answer = wire::group(&record, Vec::new());
+    let along = once.along(&answer)?;
+    if scope.store.create_group(scope.project.id, &record, along).await? {
+        return Ok(answer);
     }
-    // A repeated request is answered as the first was.
+    if let Some(earlier) = once.earlier().await? {
+        return Ok(earlier);
+    }
+    // One that is there already as it is asked for is as good as a new one.
     let existing = find(&scope, name.as_str()).await?;
     if (existing.value.rule, existing.value.strict) == (record.rule, record.strict) {
-        return shown(&scope, existing.value).await;
+        let answer = shown(&scope, existing.value).await?;
+        return if once.keep(&answer, Vec::new()).await? {
+            Ok(answer)
+        } else {
+            Ok(once.earlier().await?.unwrap_or(answer))
+        };
     }
     let message = format!(
         "project `{}` has a group named `{name}` with another rule",
@@ -75,9 +91,19 @@ pub(crate) async fn get(app: &App, ctx: &OpContext, project: &str, group: &str) 
 }
 
 /// Deletes a group without members.
-pub(crate) async fn delete(app: &App, ctx: &OpContext, project: &str, group: &str) -> Result<(), ApiError> {
+pub(crate) async fn delete(
+    app: &App,
+    ctx: &OpContext,
+    project: &str,
+    group: &str,
+    key: &RequestKey,
+) -> Result<(), ApiError> {
     let scope = app.in_project(ctx, "vmc.group.delete", project)?;
+    let once = Once::new(scope.store, Some(scope.project.id), key, "delete_group", &group)?;
     for _ in 0..MAX_CONTENTION {
+        if let Some(()) = once.earlier().await? {
+            return Ok(());
+        }
         let found = find(&scope, group).await?;
         if !found.value.members.is_empty() {
             let message = format!("group `{group}` has {} VMs", found.value.members.len());
@@ -87,7 +113,8 @@ pub(crate) async fn delete(app: &App, ctx: &OpContext, project: &str, group: &st
                 )),
             );
         }
-        if scope.store.delete_group(scope.project.id, &found).await? {
+        let along = once.along(&())?;
+        if scope.store.delete_group(scope.project.id, &found, along).await? {
             return Ok(());
         }
     }

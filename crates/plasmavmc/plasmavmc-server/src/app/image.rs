@@ -7,11 +7,12 @@ use hearth_types::{ImageId, Name};
 use iam_client::OpContext;
 use plasmavmc_client::types::{Image, ImageList, ImageQuery};
 
+use super::once::{Once, RequestKey};
 use super::vm::now_ms;
 use super::{App, wire};
 use crate::images::{ImageError, is_sha256};
 use crate::store::records::{ImageRecord, VERSION};
-use crate::store::{MAX_CONTENTION, Store, Stored};
+use crate::store::{MAX_CONTENTION, Store, Stored, keys, unchanged};
 
 /// How much of a refused upload is read on, so that a client that is still sending gets to see the answer.
 const MAX_DRAIN_BYTES: u64 = 64 << 20;
@@ -78,11 +79,13 @@ pub(crate) async fn import<E: std::fmt::Display>(
     ctx: &OpContext,
     name: &str,
     query: &ImageQuery,
+    key: &RequestKey,
     body: impl Stream<Item = Result<Bytes, E>> + Unpin,
 ) -> Result<Image, ApiError> {
     let mut body = body;
-    let outcome = import_from(app, ctx, name, query, &mut body).await;
-    if outcome.is_err() {
+    let outcome = import_from(app, ctx, name, query, key, &mut body).await;
+    // What was answered without its bytes being needed leaves them unread, too.
+    if outcome.is_err() || key.as_deref().is_some() {
         let mut drained = 0;
         let drain = async {
             while let Some(Ok(chunk)) = body.next().await {
@@ -103,6 +106,7 @@ async fn import_from<E: std::fmt::Display>(
     ctx: &OpContext,
     name: &str,
     query: &ImageQuery,
+    key: &RequestKey,
     body: impl Stream<Item = Result<Bytes, E>>,
 ) -> Result<Image, ApiError> {
     let store = app.in_cluster(ctx, "vmc.image.import")?;
@@ -118,6 +122,11 @@ async fn import_from<E: std::fmt::Display>(
             ApiError::new(ErrorKind::InvalidArgument, format!("`{sha256}` is no SHA-256"))
                 .hint("give 64 hexadecimal digits, as `sha256sum FILE` prints them"),
         );
+    }
+    let what = (&name, query.format, &sha256);
+    let once = Once::new(store, None, key, "import_image", &what)?;
+    if let Some(earlier) = once.earlier().await? {
+        return Ok(earlier);
     }
     let checked = app
         .images()
@@ -141,9 +150,13 @@ async fn import_from<E: std::fmt::Display>(
         created_at_ms: now_ms(),
         deleting: false,
     };
-    if store.create_image(&record).await? {
+    let answer = wire::image(&record);
+    if store.create_image(&record, once.along(&answer)?).await? {
         tracing::info!(image = %name, sha256, bytes = inspected.size_bytes, "image imported");
-        return Ok(wire::image(&record));
+        return Ok(answer);
+    }
+    if let Some(earlier) = once.earlier().await? {
+        return Ok(earlier);
     }
     let existing = store.image_by_name(&name).await?;
     if let Some(existing) = existing
@@ -151,7 +164,11 @@ async fn import_from<E: std::fmt::Display>(
         && existing.value.format == query.format
         && !existing.value.deleting
     {
-        return Ok(wire::image(&existing.value));
+        let answer = wire::image(&existing.value);
+        let guard = unchanged(&keys::image(existing.value.id), existing.revision);
+        // When somebody has changed it in this moment, the answer was true before.
+        once.keep(&answer, vec![guard]).await?;
+        return Ok(answer);
     }
     drop_bytes(app, store, &sha256).await?;
     drop(changing);
@@ -180,9 +197,13 @@ async fn drop_bytes(app: &App, store: &Store, sha256: &str) -> Result<(), ApiErr
 
 /// Deletes an image that no VM was made from: it is marked first, so that no VM can be made from it while it is
 /// looked for VMs that were.
-pub(crate) async fn delete(app: &App, ctx: &OpContext, name: &str) -> Result<(), ApiError> {
+pub(crate) async fn delete(app: &App, ctx: &OpContext, name: &str, key: &RequestKey) -> Result<(), ApiError> {
     let store = app.in_cluster(ctx, "vmc.image.delete")?;
+    let once = Once::new(store, None, key, "delete_image", &name)?;
     for _ in 0..MAX_CONTENTION {
+        if let Some(()) = once.earlier().await? {
+            return Ok(());
+        }
         let image = find(store, name).await?;
         let Some(marked) = store.mark_image(&image, true).await? else {
             continue;
@@ -196,7 +217,7 @@ pub(crate) async fn delete(app: &App, ctx: &OpContext, name: &str) -> Result<(),
             return Err(ApiError::new(ErrorKind::FailedPrecondition, message).hint("delete that VM first"));
         }
         let _changing = app.images().changing.lock().await;
-        if store.remove_image(&marked).await? {
+        if store.remove_image(&marked, once.along(&())?).await? {
             return drop_bytes(app, store, &marked.value.sha256).await;
         }
     }

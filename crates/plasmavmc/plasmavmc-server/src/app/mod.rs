@@ -5,6 +5,7 @@ pub(crate) mod explain;
 pub(crate) mod group;
 pub(crate) mod image;
 pub(crate) mod node;
+pub(crate) mod once;
 pub(crate) mod quota;
 pub(crate) mod vm;
 mod wire;

@@ -7,10 +7,11 @@ use hearth_types::{Labels, Name};
 use iam_client::OpContext;
 use plasmavmc_client::types::{Node, NodeList, NodeUpdate};
 
+use super::once::{Once, RequestKey};
 use super::vm::invalid;
 use super::{App, wire};
 use crate::store::node::NodeSnapshot;
-use crate::store::{MAX_CONTENTION, Store};
+use crate::store::{MAX_CONTENTION, Store, keys, unchanged};
 
 pub(crate) async fn list(app: &App, ctx: &OpContext) -> Result<NodeList, ApiError> {
     let store = app.in_cluster(ctx, "vmc.node.list")?;
@@ -30,9 +31,14 @@ pub(crate) async fn update(
     ctx: &OpContext,
     node: &str,
     change: &NodeUpdate,
+    key: &RequestKey,
 ) -> Result<Node, ApiError> {
     let store = app.in_cluster(ctx, "vmc.node.update")?;
+    let once = Once::new(store, None, key, "update_node", &(node, change))?;
     for _ in 0..MAX_CONTENTION {
+        if let Some(earlier) = once.earlier().await? {
+            return Ok(earlier);
+        }
         let mut found = find(store, node).await?;
         let mut wanted = found.info.value.clone();
         wanted.schedulable = change.schedulable.unwrap_or(wanted.schedulable);
@@ -44,10 +50,19 @@ pub(crate) async fn update(
             }
         }
         wanted.own_labels = Labels::try_from(labels).map_err(|error| invalid(error.to_string()))?;
-        if wanted == found.info.value || store.change_node(&found, &wanted).await? {
-            tracing::info!(%node, schedulable = wanted.schedulable, "node changed");
-            found.info.value = wanted;
-            return Ok(wire::node(&found));
+        let before = found.clone();
+        found.info.value = wanted;
+        let answer = wire::node(&found);
+        let done = if found.info.value == before.info.value {
+            let guard = unchanged(&keys::node_info(&found.name), before.info.revision);
+            once.keep(&answer, vec![guard]).await?
+        } else {
+            let along = once.along(&answer)?;
+            store.change_node(&before, &found.info.value, along).await?
+        };
+        if done {
+            tracing::info!(%node, schedulable = found.info.value.schedulable, "node changed");
+            return Ok(answer);
         }
     }
     let message = format!("node `{node}` is being changed by too many at once");

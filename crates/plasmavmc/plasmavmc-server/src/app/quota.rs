@@ -7,6 +7,8 @@ use plasmavmc_client::types::{Quota as Shown, QuotaLimits};
 use plasmavmc_core::Quota;
 
 use super::App;
+use super::once::{Once, RequestKey};
+use crate::store::MAX_CONTENTION;
 use crate::store::records::QuotaRecord;
 
 pub(crate) async fn get(app: &App, ctx: &OpContext, project: &str) -> Result<Shown, ApiError> {
@@ -21,6 +23,7 @@ pub(crate) async fn set(
     ctx: &OpContext,
     project: &str,
     limits: QuotaLimits,
+    key: &RequestKey,
 ) -> Result<Shown, ApiError> {
     let store = app.in_cluster(ctx, "vmc.quota.set")?;
     let missing = || {
@@ -29,15 +32,30 @@ pub(crate) async fn set(
     };
     let name: Name = project.parse().map_err(|_| missing())?;
     let project = app.authorizer().project(&name).ok_or_else(missing)?;
+    let once = Once::new(store, Some(project.id), key, "set_quota", &limits)?;
     let limits = Quota {
         vms: limits.vms,
         vcpus: limits.vcpus,
         memory_bytes: limits.memory_bytes,
         disk_bytes: limits.disk_bytes,
     };
-    let quota = store.set_quota(project.id, limits).await?;
-    tracing::info!(project = %project.name, ?limits, "quota set");
-    Ok(shown(&project.name, &quota))
+    for _ in 0..MAX_CONTENTION {
+        if let Some(earlier) = once.earlier().await? {
+            return Ok(earlier);
+        }
+        let wanted = store.quota_with(project.id, limits).await?;
+        let answer = shown(&project.name, &wanted.value);
+        let along = once.along(&answer)?;
+        if store.write_quota(project.id, &wanted, along).await? {
+            tracing::info!(project = %project.name, ?limits, "quota set");
+            return Ok(answer);
+        }
+    }
+    let message = format!(
+        "the quota of project `{}` is being changed by too many at once",
+        project.name
+    );
+    Err(ApiError::new(ErrorKind::Unavailable, message).hint("try again"))
 }
 
 fn shown(project: &Name, quota: &QuotaRecord) -> Shown {

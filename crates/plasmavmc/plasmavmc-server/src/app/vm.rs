@@ -6,10 +6,11 @@ use iam_client::OpContext;
 use plasmavmc_client::types::{PageQuery, Vm, VmList, VmStop};
 use plasmavmc_core::{Desired, Phase};
 
+use super::once::{Once, RequestKey};
 use super::{App, Scope, wire};
-use crate::store::MAX_CONTENTION;
 use crate::store::power::Wanted;
 use crate::store::vm::VmView;
+use crate::store::{MAX_CONTENTION, keys, unchanged};
 
 const DEFAULT_PAGE: u32 = 100;
 pub(crate) const DEFAULT_STOP_TIMEOUT_S: u32 = 60;
@@ -73,9 +74,16 @@ pub(crate) async fn list(
     })
 }
 
-pub(crate) async fn start(app: &App, ctx: &OpContext, project: &str, vm: &str) -> Result<Vm, ApiError> {
+pub(crate) async fn start(
+    app: &App,
+    ctx: &OpContext,
+    project: &str,
+    vm: &str,
+    key: &RequestKey,
+) -> Result<Vm, ApiError> {
     let scope = app.in_project(ctx, "vmc.vm.start", project)?;
-    change(app, &scope, vm, |view| {
+    let once = Once::new(scope.store, Some(scope.project.id), key, "start_vm", &vm)?;
+    change(app, &scope, &once, vm, |view| {
         let record = &view.record.value;
         // A guest that has switched itself off is started again by asking once more.
         let off = matches!(view.phase(), Phase::Stopped | Phase::Failed);
@@ -95,14 +103,16 @@ pub(crate) async fn stop(
     project: &str,
     vm: &str,
     how: VmStop,
+    key: &RequestKey,
 ) -> Result<Vm, ApiError> {
     let scope = app.in_project(ctx, "vmc.vm.stop", project)?;
+    let once = Once::new(scope.store, Some(scope.project.id), key, "stop_vm", &(vm, how))?;
     let stop_timeout_s = how.timeout_s.unwrap_or(DEFAULT_STOP_TIMEOUT_S);
     if !(1..=MAX_STOP_TIMEOUT_S).contains(&stop_timeout_s) {
         return Err(invalid(format!("a stop cannot wait {stop_timeout_s} seconds"))
             .hint("give 1 to 3600 seconds, or force to cut the power at once"));
     }
-    change(app, &scope, vm, |view| {
+    change(app, &scope, &once, vm, |view| {
         let record = &view.record.value;
         let wanted = Wanted {
             desired: Desired::Stopped,
@@ -116,9 +126,16 @@ pub(crate) async fn stop(
 }
 
 /// Asks for deletion. It is done when the node has reported that nothing is left.
-pub(crate) async fn delete(app: &App, ctx: &OpContext, project: &str, vm: &str) -> Result<Vm, ApiError> {
+pub(crate) async fn delete(
+    app: &App,
+    ctx: &OpContext,
+    project: &str,
+    vm: &str,
+    key: &RequestKey,
+) -> Result<Vm, ApiError> {
     let scope = app.in_project(ctx, "vmc.vm.delete", project)?;
-    change(app, &scope, vm, |view| {
+    let once = Once::new(scope.store, Some(scope.project.id), key, "delete_vm", &vm)?;
+    change(app, &scope, &once, vm, |view| {
         let record = &view.record.value;
         let wanted = Wanted {
             desired: Desired::Deleted,
@@ -134,25 +151,42 @@ pub(crate) async fn delete(app: &App, ctx: &OpContext, project: &str, vm: &str) 
 async fn change(
     app: &App,
     scope: &Scope<'_>,
+    once: &Once<'_>,
     vm: &str,
     decide: impl Fn(&VmView) -> Option<Wanted>,
 ) -> Result<Vm, ApiError> {
+    let domain = &app.config().domain;
     for _ in 0..MAX_CONTENTION {
-        let mut view = find(scope, vm).await?;
-        if let Some(wanted) = decide(&view) {
-            if view.record.value.desired == Desired::Deleted {
-                return Err(ApiError::new(
-                    ErrorKind::FailedPrecondition,
-                    format!("VM `{vm}` is being deleted"),
-                )
-                .hint("create a new one when it is gone"));
-            }
-            match scope.store.change_wanted(&view.record, wanted).await? {
-                Some(changed) => view.record = changed,
-                None => continue,
-            }
+        if let Some(earlier) = once.earlier().await? {
+            return Ok(earlier);
         }
-        return Ok(wire::vm(&view, &app.config().domain));
+        let before = find(scope, vm).await?;
+        let Some(wanted) = decide(&before) else {
+            let record = &before.record;
+            let key = keys::vm(record.value.project_id, record.value.id);
+            let answer = wire::vm(&before, domain);
+            if once.keep(&answer, vec![unchanged(&key, record.revision)]).await? {
+                return Ok(answer);
+            }
+            continue;
+        };
+        if before.record.value.desired == Desired::Deleted {
+            return Err(ApiError::new(
+                ErrorKind::FailedPrecondition,
+                format!("VM `{vm}` is being deleted"),
+            )
+            .hint("create a new one when it is gone"));
+        }
+        let mut after = before.clone();
+        after.record.value = wanted.of(&before.record.value);
+        let answer = wire::vm(&after, domain);
+        let along = once.along(&answer)?;
+        let stored = scope
+            .store
+            .change_wanted(&before.record, &after.record.value, along);
+        if stored.await? {
+            return Ok(answer);
+        }
     }
     Err(ApiError::new(
         ErrorKind::Unavailable,
@@ -162,11 +196,23 @@ async fn change(
 }
 
 /// Presses the reset button of a running VM, by way of its agent.
-pub(crate) async fn reset(app: &App, ctx: &OpContext, project: &str, vm: &str) -> Result<Vm, ApiError> {
+pub(crate) async fn reset(
+    app: &App,
+    ctx: &OpContext,
+    project: &str,
+    vm: &str,
+    key: &RequestKey,
+) -> Result<Vm, ApiError> {
     let scope = app.in_project(ctx, "vmc.vm.stop", project)?;
+    let once = Once::new(scope.store, Some(scope.project.id), key, "reset_vm", &vm)?;
+    if let Some(earlier) = once.earlier().await? {
+        return Ok(earlier);
+    }
     let view = running(&scope, vm).await?;
-    app.hub().reset(&view.record.value).await?;
-    Ok(wire::vm(&view, &app.config().domain))
+    app.hub().reset(&view.record.value, key.as_deref()).await?;
+    let answer = wire::vm(&view, &app.config().domain);
+    once.keep(&answer, Vec::new()).await?;
+    Ok(answer)
 }
 
 /// The VM, if it runs on a node that answers.

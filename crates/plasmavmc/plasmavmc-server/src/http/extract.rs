@@ -3,9 +3,13 @@
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Query, Request};
+use axum::http::HeaderValue;
 use axum::http::request::Parts;
 use hearth_service::error::{ApiError, ErrorKind};
+use plasmavmc_client::KEY_HEADER;
 use serde::de::DeserializeOwned;
+
+use crate::app::once::RequestKey;
 
 fn unreadable(what: &str, why: &str) -> ApiError {
     ApiError::new(
@@ -45,6 +49,29 @@ impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for OptionalB
             .map(Self)
             .map_err(|why| unreadable("request", &why.to_string()))
     }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for RequestKey {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        let mut headers = parts.headers.get_all(KEY_HEADER).iter();
+        match (headers.next(), headers.next()) {
+            (Some(_), Some(_)) => Err(unreadable("Idempotency-Key header", "it is there more than once")),
+            (header, _) => Self::parse(header.map(HeaderValue::as_bytes)),
+        }
+    }
+}
+
+/// The header that makes a request one that may be repeated.
+#[derive(utoipa::IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "only the description of the interface reads it")]
+pub(super) struct KeyHeader {
+    /// 1 to 128 of a-z, A-Z, 0-9, - and _: the same key and request are carried out once and answered the same, as
+    /// long as the key is remembered; the same key with another request is refused.
+    #[param(rename = "Idempotency-Key")]
+    idempotency_key: Option<String>,
 }
 
 /// The query string.

@@ -8,7 +8,8 @@ use hearth_service::error::ApiError;
 use iam_client::OpContext;
 use plasmavmc_client::types::{ErrorBody, Image, ImageList, ImageQuery};
 
-use super::extract::Params;
+use super::extract::{KeyHeader, Params};
+use crate::app::once::RequestKey;
 use crate::app::{App, image};
 
 /// Lists the images.
@@ -37,7 +38,7 @@ pub(super) async fn get(
 /// Imports the body as an image. The same bytes under the same name may be imported again.
 #[utoipa::path(
     put, path = "/v1/images/{name}", operation_id = "import_image", tag = "images",
-    params(("name" = String, Path, description = "Name of the image"), ImageQuery),
+    params(("name" = String, Path, description = "Name of the image"), ImageQuery, KeyHeader),
     request_body(content_type = "application/octet-stream", description = "The bytes of the image"),
     responses((status = 200, body = Image), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody))
 )]
@@ -46,9 +47,10 @@ pub(super) async fn import(
     State(app): State<App>,
     Path(name): Path<String>,
     Params(query): Params<ImageQuery>,
+    key: RequestKey,
     body: Body,
 ) -> Result<Json<Image>, ApiError> {
-    image::import(&app, &ctx, &name, &query, body.into_data_stream())
+    image::import(&app, &ctx, &name, &query, &key, body.into_data_stream())
         .await
         .map(Json)
 }
@@ -56,15 +58,16 @@ pub(super) async fn import(
 /// Deletes an image that no VM was made from.
 #[utoipa::path(
     delete, path = "/v1/images/{name}", operation_id = "delete_image", tag = "images",
-    params(("name" = String, Path, description = "Name of the image")),
+    params(("name" = String, Path, description = "Name of the image"), KeyHeader),
     responses((status = 204, description = "Deleted"), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody))
 )]
 pub(super) async fn delete(
     ctx: OpContext,
     State(app): State<App>,
     Path(name): Path<String>,
+    key: RequestKey,
 ) -> Result<StatusCode, ApiError> {
-    image::delete(&app, &ctx, &name)
+    image::delete(&app, &ctx, &name, &key)
         .await
         .map(|()| StatusCode::NO_CONTENT)
 }

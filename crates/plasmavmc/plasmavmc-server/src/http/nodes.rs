@@ -6,7 +6,8 @@ use hearth_service::error::ApiError;
 use iam_client::OpContext;
 use plasmavmc_client::types::{ErrorBody, Node, NodeList, NodeUpdate};
 
-use super::extract::Body;
+use super::extract::{Body, KeyHeader};
+use crate::app::once::RequestKey;
 use crate::app::{App, node};
 
 /// Lists the nodes with their room.
@@ -35,7 +36,7 @@ pub(super) async fn get(
 /// Cordons a node (it takes no new VMs; those that it has run on), lifts that, or sets labels.
 #[utoipa::path(
     patch, path = "/v1/nodes/{node}", operation_id = "update_node", tag = "nodes",
-    params(("node" = String, Path, description = "Name of the node")),
+    params(("node" = String, Path, description = "Name of the node"), KeyHeader),
     request_body = NodeUpdate,
     responses((status = 200, body = Node), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody))
 )]
@@ -43,7 +44,8 @@ pub(super) async fn update(
     ctx: OpContext,
     State(app): State<App>,
     Path(node): Path<String>,
+    key: RequestKey,
     Body(change): Body<NodeUpdate>,
 ) -> Result<Json<Node>, ApiError> {
-    node::update(&app, &ctx, &node, &change).await.map(Json)
+    node::update(&app, &ctx, &node, &change, &key).await.map(Json)
 }

@@ -9,7 +9,8 @@ use plasmavmc_client::types::{
     ErrorBody, Explanation, Group, GroupCreate, GroupList, Quota, QuotaLimits, VmCreate,
 };
 
-use super::extract::Body;
+use super::extract::{Body, KeyHeader};
+use crate::app::once::RequestKey;
 use crate::app::{App, explain, group, quota};
 
 /// Shows what a project may take and what it takes.
@@ -29,7 +30,7 @@ pub(super) async fn get_quota(
 /// Sets what a project may take. A limit that is left out is none. What is above a limit already stays.
 #[utoipa::path(
     put, path = "/v1/projects/{project}/quota", operation_id = "set_quota", tag = "quotas",
-    params(("project" = String, Path, description = "Name of the project")),
+    params(("project" = String, Path, description = "Name of the project"), KeyHeader),
     request_body = QuotaLimits,
     responses((status = 200, body = Quota), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody))
 )]
@@ -37,15 +38,16 @@ pub(super) async fn set_quota(
     ctx: OpContext,
     State(app): State<App>,
     Path(project): Path<String>,
+    key: RequestKey,
     Body(limits): Body<QuotaLimits>,
 ) -> Result<Json<Quota>, ApiError> {
-    quota::set(&app, &ctx, &project, limits).await.map(Json)
+    quota::set(&app, &ctx, &project, limits, &key).await.map(Json)
 }
 
 /// Creates a group of VMs that are placed with regard to each other. The same request may be repeated.
 #[utoipa::path(
     post, path = "/v1/projects/{project}/groups", operation_id = "create_group", tag = "groups",
-    params(("project" = String, Path, description = "Name of the project")),
+    params(("project" = String, Path, description = "Name of the project"), KeyHeader),
     request_body = GroupCreate,
     responses((status = 200, body = Group), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody))
 )]
@@ -53,9 +55,12 @@ pub(super) async fn create_group(
     ctx: OpContext,
     State(app): State<App>,
     Path(project): Path<String>,
+    key: RequestKey,
     Body(request): Body<GroupCreate>,
 ) -> Result<Json<Group>, ApiError> {
-    group::create(&app, &ctx, &project, &request).await.map(Json)
+    group::create(&app, &ctx, &project, &request, &key)
+        .await
+        .map(Json)
 }
 
 /// Lists a project's groups, without their members.
@@ -89,15 +94,16 @@ pub(super) async fn get_group(
 /// Deletes a group that no VM is in.
 #[utoipa::path(
     delete, path = "/v1/projects/{project}/groups/{group}", operation_id = "delete_group", tag = "groups",
-    params(("project" = String, Path, description = "Name of the project"), ("group" = String, Path, description = "Name of the group")),
+    params(("project" = String, Path, description = "Name of the project"), ("group" = String, Path, description = "Name of the group"), KeyHeader),
     responses((status = 204, description = "Deleted"), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody))
 )]
 pub(super) async fn delete_group(
     ctx: OpContext,
     State(app): State<App>,
     Path((project, group)): Path<(String, String)>,
+    key: RequestKey,
 ) -> Result<StatusCode, ApiError> {
-    group::delete(&app, &ctx, &project, &group)
+    group::delete(&app, &ctx, &project, &group, &key)
         .await
         .map(|()| StatusCode::NO_CONTENT)
 }

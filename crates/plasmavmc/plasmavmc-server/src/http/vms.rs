@@ -2,12 +2,13 @@
 
 use axum::Json;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::StatusCode;
 use hearth_service::error::ApiError;
 use iam_client::OpContext;
 use plasmavmc_client::types::{ErrorBody, PageQuery, Vm, VmCreate, VmList, VmStop};
 
-use super::extract::{Body, OptionalBody, Params};
+use super::extract::{Body, KeyHeader, OptionalBody, Params};
+use crate::app::once::RequestKey;
 use crate::app::{App, create, vm};
 
 /// Creates a VM. It is placed at once and made by its node afterwards.
@@ -15,7 +16,7 @@ use crate::app::{App, create, vm};
     post, path = "/v1/projects/{project}/vms", operation_id = "create_vm", tag = "vms",
     params(
         ("project" = String, Path, description = "Name of the project"),
-        ("Idempotency-Key" = Option<String>, Header, description = "1 to 128 of a-z, A-Z, 0-9, - and _: the same key and request give the same VM")
+        KeyHeader
     ),
     request_body = VmCreate,
     responses((status = 202, description = "Placed", body = Vm), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody))
@@ -24,13 +25,10 @@ pub(super) async fn create(
     ctx: OpContext,
     State(app): State<App>,
     Path(project): Path<String>,
-    headers: HeaderMap,
+    key: RequestKey,
     Body(request): Body<VmCreate>,
 ) -> Result<(StatusCode, Json<Vm>), ApiError> {
-    let key = headers
-        .get("idempotency-key")
-        .map(|value| value.to_str().unwrap_or_default());
-    let vm = create::create(&app, &ctx, &project, &request, key).await?;
+    let vm = create::create(&app, &ctx, &project, &request, &key).await?;
     Ok((StatusCode::ACCEPTED, Json(vm)))
 }
 
@@ -66,41 +64,43 @@ pub(super) async fn get(
 /// Asks for a VM's deletion, its disk included. It is done when the VM is not found any more.
 #[utoipa::path(
     delete, path = "/v1/projects/{project}/vms/{vm}", operation_id = "delete_vm", tag = "vms",
-    params(("project" = String, Path, description = "Name of the project"), ("vm" = String, Path, description = "Name of the VM")),
+    params(("project" = String, Path, description = "Name of the project"), ("vm" = String, Path, description = "Name of the VM"), KeyHeader),
     responses((status = 202, description = "Being deleted", body = Vm), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody))
 )]
 pub(super) async fn delete(
     ctx: OpContext,
     State(app): State<App>,
     Path((project, vm)): Path<(String, String)>,
+    key: RequestKey,
 ) -> Result<(StatusCode, Json<Vm>), ApiError> {
     Ok((
         StatusCode::ACCEPTED,
-        Json(vm::delete(&app, &ctx, &project, &vm).await?),
+        Json(vm::delete(&app, &ctx, &project, &vm, &key).await?),
     ))
 }
 
 /// Asks for a VM to run.
 #[utoipa::path(
     post, path = "/v1/projects/{project}/vms/{vm}/start", operation_id = "start_vm", tag = "vms",
-    params(("project" = String, Path, description = "Name of the project"), ("vm" = String, Path, description = "Name of the VM")),
+    params(("project" = String, Path, description = "Name of the project"), ("vm" = String, Path, description = "Name of the VM"), KeyHeader),
     responses((status = 202, description = "Being started", body = Vm), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody))
 )]
 pub(super) async fn start(
     ctx: OpContext,
     State(app): State<App>,
     Path((project, vm)): Path<(String, String)>,
+    key: RequestKey,
 ) -> Result<(StatusCode, Json<Vm>), ApiError> {
     Ok((
         StatusCode::ACCEPTED,
-        Json(vm::start(&app, &ctx, &project, &vm).await?),
+        Json(vm::start(&app, &ctx, &project, &vm, &key).await?),
     ))
 }
 
 /// Asks for a VM to be off: gracefully, and by force after a time.
 #[utoipa::path(
     post, path = "/v1/projects/{project}/vms/{vm}/stop", operation_id = "stop_vm", tag = "vms",
-    params(("project" = String, Path, description = "Name of the project"), ("vm" = String, Path, description = "Name of the VM")),
+    params(("project" = String, Path, description = "Name of the project"), ("vm" = String, Path, description = "Name of the VM"), KeyHeader),
     request_body = Option<VmStop>,
     responses((status = 202, description = "Being stopped", body = Vm), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody))
 )]
@@ -108,24 +108,26 @@ pub(super) async fn stop(
     ctx: OpContext,
     State(app): State<App>,
     Path((project, vm)): Path<(String, String)>,
+    key: RequestKey,
     OptionalBody(how): OptionalBody<VmStop>,
 ) -> Result<(StatusCode, Json<Vm>), ApiError> {
     Ok((
         StatusCode::ACCEPTED,
-        Json(vm::stop(&app, &ctx, &project, &vm, how).await?),
+        Json(vm::stop(&app, &ctx, &project, &vm, how, &key).await?),
     ))
 }
 
 /// Presses a running VM's reset button.
 #[utoipa::path(
     post, path = "/v1/projects/{project}/vms/{vm}/reset", operation_id = "reset_vm", tag = "vms",
-    params(("project" = String, Path, description = "Name of the project"), ("vm" = String, Path, description = "Name of the VM")),
+    params(("project" = String, Path, description = "Name of the project"), ("vm" = String, Path, description = "Name of the VM"), KeyHeader),
     responses((status = 200, description = "It was reset", body = Vm), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody))
 )]
 pub(super) async fn reset(
     ctx: OpContext,
     State(app): State<App>,
     Path((project, vm)): Path<(String, String)>,
+    key: RequestKey,
 ) -> Result<Json<Vm>, ApiError> {
-    vm::reset(&app, &ctx, &project, &vm).await.map(Json)
+    vm::reset(&app, &ctx, &project, &vm, &key).await.map(Json)
 }

@@ -138,9 +138,12 @@ impl Hub {
         })
     }
 
-    /// Has an agent reset a guest and waits for its answer.
-    pub(crate) async fn reset(&self, vm: &VmRecord) -> Result<(), ApiError> {
-        let action_id = uuid::Uuid::now_v7().to_string();
+    /// Has an agent reset a guest and waits for its answer. The agent does it once for each key.
+    pub(crate) async fn reset(&self, vm: &VmRecord, key: Option<&str>) -> Result<(), ApiError> {
+        let action_id = match key {
+            Some(key) => format!("{}-{key}", vm.id),
+            None => uuid::Uuid::now_v7().to_string(),
+        };
         let (answer, answered) = oneshot::channel();
         lock(&self.0.acts).insert(action_id.clone(), answer);
         let _forget = Forget {

@@ -4,6 +4,7 @@ use chainfire_client::{Compare, Op, Txn};
 use hearth_types::{ImageId, Name};
 
 use super::records::{ImageRecord, Record, VmRecord};
+use super::requests::Along;
 use super::vm::is_unknown;
 use super::{Store, StoreError, Stored, decode, encode, keys, unchanged, while_doing};
 
@@ -46,7 +47,7 @@ impl Store {
     }
 
     /// Registers an image under its name. False when the name is taken.
-    pub(crate) async fn create_image(&self, image: &ImageRecord) -> Result<bool, StoreError> {
+    pub(crate) async fn create_image(&self, image: &ImageRecord, along: Along) -> Result<bool, StoreError> {
         let (key, name_key) = (keys::image(image.id), keys::image_name(&image.name));
         let holder = ImageNameRecord {
             version: image.version,
@@ -54,7 +55,9 @@ impl Store {
         };
         let txn = Txn::new()
             .when([Compare::absent(&name_key), Compare::absent(&key)])
-            .then([encode(&key, image)?, encode(&name_key, &holder)?]);
+            .when(along.guards)
+            .then([encode(&key, image)?, encode(&name_key, &holder)?])
+            .then(along.writes);
         match self.txn("registering an image", txn).await {
             Ok(outcome) => Ok(outcome.succeeded),
             Err(error) if is_unknown(&error) => {
@@ -88,11 +91,17 @@ impl Store {
     }
 
     /// Removes an image that is marked. False when it has changed meanwhile.
-    pub(crate) async fn remove_image(&self, image: &Stored<ImageRecord>) -> Result<bool, StoreError> {
+    pub(crate) async fn remove_image(
+        &self,
+        image: &Stored<ImageRecord>,
+        along: Along,
+    ) -> Result<bool, StoreError> {
         let key = keys::image(image.value.id);
         let txn = Txn::new()
             .when([unchanged(&key, image.revision)])
-            .then([Op::delete(&key), Op::delete(keys::image_name(&image.value.name))]);
+            .when(along.guards)
+            .then([Op::delete(&key), Op::delete(keys::image_name(&image.value.name))])
+            .then(along.writes);
         Ok(self.txn("removing an image", txn).await?.succeeded)
     }
 

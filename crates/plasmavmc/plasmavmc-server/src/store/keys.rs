@@ -12,6 +12,7 @@ pub(crate) const SESSIONS: &str = "/plasmavmc/v1/sessions/";
 pub(crate) const ADDRESSES: &str = "/plasmavmc/v1/addresses/";
 pub(crate) const VM_NAMES: &str = "/plasmavmc/v1/vmnames/";
 pub(crate) const IDEMPOTENCY: &str = "/plasmavmc/v1/idempotency/";
+pub(crate) const REQUESTS: &str = "/plasmavmc/v1/requests/";
 pub(crate) const IMAGES: &str = "/plasmavmc/v1/images/";
 pub(crate) const IMAGE_NAMES: &str = "/plasmavmc/v1/imagenames/";
 pub(crate) const QUOTAS: &str = "/plasmavmc/v1/quotas/";
@@ -61,6 +62,14 @@ pub(crate) fn vm_name(project: ProjectId, name: &Name) -> String {
 
 pub(crate) fn idempotency(project: ProjectId, key: &str) -> String {
     format!("{IDEMPOTENCY}{project}/{key}")
+}
+
+/// The record of a request under an idempotency key, in a project or for the whole cluster.
+pub(crate) fn request(project: Option<ProjectId>, key: &str) -> String {
+    match project {
+        Some(project) => format!("{REQUESTS}{project}/{key}"),
+        None => format!("{REQUESTS}cluster/{key}"),
+    }
 }
 
 pub(crate) fn quota(project: ProjectId) -> String {

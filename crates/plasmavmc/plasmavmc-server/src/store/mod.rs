@@ -10,6 +10,7 @@ pub(crate) mod observe;
 pub(crate) mod power;
 pub(crate) mod quota;
 pub(crate) mod records;
+pub(crate) mod requests;
 pub(crate) mod sweep;
 pub(crate) mod vm;
 

@@ -7,6 +7,7 @@ use hearth_types::Name;
 use plasmavmc_core::{Hypervisor, NodeView};
 
 use super::records::{AllocRecord, NodeRecord, VERSION};
+use super::requests::Along;
 use super::vm::READ_BATCH;
 use super::{Store, StoreError, Stored, decode, encode, keys, pairs, unchanged};
 
@@ -128,11 +129,14 @@ impl Store {
         &self,
         node: &NodeSnapshot,
         wanted: &NodeRecord,
+        along: Along,
     ) -> Result<bool, StoreError> {
         let key = keys::node_info(&node.name);
         let txn = Txn::new()
             .when([unchanged(&key, node.info.revision)])
-            .then([encode(&key, wanted)?]);
+            .when(along.guards)
+            .then([encode(&key, wanted)?])
+            .then(along.writes);
         Ok(self.txn("changing a node", txn).await?.succeeded)
     }
 

@@ -4,6 +4,7 @@ use chainfire_client::Txn;
 use plasmavmc_core::Desired;
 
 use super::records::{AssignRecord, VERSION, VmRecord};
+use super::requests::Along;
 use super::{Store, StoreError, Stored, encode, keys, unchanged};
 
 /// What is wanted from now on.
@@ -15,31 +16,38 @@ pub(crate) struct Wanted {
 }
 
 impl Store {
-    /// Writes what is wanted of a VM and its assignment in one transaction, if the VM is as it was read. `None` when
+    /// Writes what is wanted of a VM and its assignment in one transaction, if the VM is as it was read. False when
     /// it is not: read again.
     pub(crate) async fn change_wanted(
         &self,
         vm: &Stored<VmRecord>,
-        wanted: Wanted,
-    ) -> Result<Option<Stored<VmRecord>>, StoreError> {
-        let record = VmRecord {
-            desired: wanted.desired,
-            forced: wanted.forced,
-            stop_timeout_s: wanted.stop_timeout_s,
-            generation: vm.value.generation + 1,
-            ..vm.value.clone()
-        };
-        let assign = assignment_of(&record);
+        record: &VmRecord,
+        along: Along,
+    ) -> Result<bool, StoreError> {
+        let assign = assignment_of(record);
         let vm_key = keys::vm(record.project_id, record.id);
-        let txn = Txn::new().when([unchanged(&vm_key, vm.revision)]).then([
-            encode(&vm_key, &record)?,
-            encode(&keys::assign(&record.placed.node, record.id), &assign)?,
-        ]);
-        let outcome = self.txn("changing a VM", txn).await?;
-        Ok(outcome.succeeded.then_some(Stored {
-            value: record,
-            revision: outcome.revision,
-        }))
+        let txn = Txn::new()
+            .when([unchanged(&vm_key, vm.revision)])
+            .when(along.guards)
+            .then([
+                encode(&vm_key, record)?,
+                encode(&keys::assign(&record.placed.node, record.id), &assign)?,
+            ])
+            .then(along.writes);
+        Ok(self.txn("changing a VM", txn).await?.succeeded)
+    }
+}
+
+impl Wanted {
+    /// The VM as it is wanted then.
+    pub(crate) fn of(self, vm: &VmRecord) -> VmRecord {
+        VmRecord {
+            desired: self.desired,
+            forced: self.forced,
+            stop_timeout_s: self.stop_timeout_s,
+            generation: vm.generation + 1,
+            ..vm.clone()
+        }
     }
 }
 

@@ -8,7 +8,8 @@ use hearth_types::{Name, ProjectId};
 use plasmavmc_core::{Quota, Usage};
 
 use super::records::{GroupRecord, QuotaRecord, VERSION, VmRecord};
-use super::{MAX_CONTENTION, Store, StoreError, Stored, decode, encode, keys, pairs, unchanged, while_doing};
+use super::requests::Along;
+use super::{Store, StoreError, Stored, decode, encode, keys, pairs, unchanged, while_doing};
 
 /// What a placement is decided on, beside the nodes, at one revision.
 #[derive(Clone, Debug)]
@@ -48,26 +49,21 @@ impl Store {
         Ok(quota.unwrap_or_else(no_quota).value)
     }
 
-    /// Sets a project's limits. What is used is counted anew.
-    pub(crate) async fn set_quota(
+    /// A project's quota with other limits, not yet written, and the revision that it replaces. What is used is
+    /// counted anew.
+    pub(crate) async fn quota_with(
         &self,
         project: ProjectId,
         limits: Quota,
-    ) -> Result<QuotaRecord, StoreError> {
-        for _ in 0..MAX_CONTENTION {
-            let known = self.get::<QuotaRecord>(&keys::quota(project)).await?;
-            let wanted = QuotaRecord {
+    ) -> Result<Stored<QuotaRecord>, StoreError> {
+        let known = self.get::<QuotaRecord>(&keys::quota(project)).await?;
+        Ok(Stored {
+            value: QuotaRecord {
                 version: VERSION,
                 limits,
                 used: self.counted(project).await?,
-            };
-            let revision = known.map_or(0, |known| known.revision);
-            if self.write_quota(project, revision, &wanted, None).await? {
-                return Ok(wanted);
-            }
-        }
-        Err(StoreError::Contended {
-            doing: "setting a quota",
+            },
+            revision: known.map_or(0, |known| known.revision),
         })
     }
 
@@ -86,8 +82,15 @@ impl Store {
             return Ok(false);
         }
         let wanted = QuotaRecord { used, ..known.value };
-        self.write_quota(project, known.revision, &wanted, Some(leader.clone()))
-            .await
+        let wanted = Stored {
+            value: wanted,
+            revision: known.revision,
+        };
+        let along = Along {
+            guards: vec![leader.clone()],
+            writes: Vec::new(),
+        };
+        self.write_quota(project, &wanted, along).await
     }
 
     async fn counted(&self, project: ProjectId) -> Result<Usage, StoreError> {
@@ -103,17 +106,18 @@ impl Store {
         Ok(used)
     }
 
-    async fn write_quota(
+    /// Writes a quota, if it is still at the revision that it was decided on; false when it is not.
+    pub(crate) async fn write_quota(
         &self,
         project: ProjectId,
-        revision: i64,
-        wanted: &QuotaRecord,
-        leader: Option<Compare>,
+        wanted: &Stored<QuotaRecord>,
+        along: Along,
     ) -> Result<bool, StoreError> {
         let txn = Txn::new()
-            .when([unchanged(&keys::quota(project), revision)])
-            .when(leader)
-            .then([quota_op(project, wanted)?]);
+            .when([unchanged(&keys::quota(project), wanted.revision)])
+            .when(along.guards)
+            .then([quota_op(project, &wanted.value)?])
+            .then(along.writes);
         Ok(self.txn("writing a quota", txn).await?.succeeded)
     }
 
@@ -136,16 +140,19 @@ impl Store {
         self.get(&keys::group(project, name)).await
     }
 
-    /// Creates a group; false when there is one of that name.
+    /// Creates a group; false when there is one of that name, or the request was carried out before.
     pub(crate) async fn create_group(
         &self,
         project: ProjectId,
         group: &GroupRecord,
+        along: Along,
     ) -> Result<bool, StoreError> {
         let key = keys::group(project, &group.name);
         let txn = Txn::new()
             .when([Compare::absent(&key)])
-            .then([encode(&key, group)?]);
+            .when(along.guards)
+            .then([encode(&key, group)?])
+            .then(along.writes);
         Ok(self.txn("creating a group", txn).await?.succeeded)
     }
 
@@ -154,11 +161,14 @@ impl Store {
         &self,
         project: ProjectId,
         group: &Stored<GroupRecord>,
+        along: Along,
     ) -> Result<bool, StoreError> {
         let key = keys::group(project, &group.value.name);
         let txn = Txn::new()
             .when([unchanged(&key, group.revision)])
-            .then([Op::delete(&key)]);
+            .when(along.guards)
+            .then([Op::delete(&key)])
+            .then(along.writes);
         Ok(self.txn("deleting a group", txn).await?.succeeded)
     }
 }

@@ -60,7 +60,7 @@ pub(crate) struct VmRecord {
     pub(crate) generation: u64,
     pub(crate) placed: Placed,
     pub(crate) created_at_ms: i64,
-    /// The idempotency key it was created with, freed together with it.
+    /// The idempotency key that an older server has created it with, freed together with it.
     pub(crate) idempotency_key: Option<String>,
     /// What it asks of its node.
     #[serde(default)]
@@ -136,7 +136,7 @@ impl Record for AssignRecord {
     }
 }
 
-/// The holder of an address, a name or an idempotency key.
+/// The holder of an address, a name or (on older servers) an idempotency key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ClaimRecord {
     pub(crate) version: u32,

@@ -10,6 +10,7 @@ use plasmavmc_core::{Phase, Usage};
 
 use super::quota::{Basis, quota_op};
 use super::records::{AllocRecord, ClaimRecord, ImageRecord, ObservedRecord, QuotaRecord, VERSION, VmRecord};
+use super::requests::Along;
 use super::{Store, StoreError, Stored, decode, encode, keys, pairs, power, unchanged, while_doing};
 use crate::store::node::NodeSnapshot;
 
@@ -36,7 +37,10 @@ pub(crate) struct Creation<'a> {
     pub(crate) basis: &'a Basis,
     /// What is used of the quota with this VM.
     pub(crate) used: Usage,
-    pub(crate) request_sha256: &'a str,
+    /// Where the record of the request will be, if it has an idempotency key.
+    pub(crate) request: Option<&'a str>,
+    /// What is written beside.
+    pub(crate) along: &'a Along,
 }
 
 /// What became of a creation.
@@ -46,8 +50,8 @@ pub(crate) enum Created {
     Done(i64),
     /// The name belongs to this VM already.
     NameTaken(VmId),
-    /// The idempotency key belongs to this request already.
-    Replay(ClaimRecord),
+    /// The idempotency key has been used.
+    Replay,
     AddressTaken,
     /// Something else has changed: the node, which is told of as it is now, the quota, a group or the image. Decide
     /// again.
@@ -73,17 +77,18 @@ impl Store {
                         .map(decode::<ClaimRecord>)
                         .transpose()
                 };
-                if let Some(replay) = claim(0)? {
-                    return Ok(Created::Replay(replay.value));
+                let keys = node_keys(&creation.vm.placed.node);
+                if outcome.get(2 + keys.len()).is_some() {
+                    return Ok(Created::Replay);
                 }
-                if let Some(holder) = claim(1)? {
+                if let Some(holder) = claim(0)? {
                     return Ok(Created::NameTaken(holder.value.vm));
                 }
-                if claim(2)?.is_some() {
+                if claim(1)?.is_some() {
                     return Ok(Created::AddressTaken);
                 }
                 let (mut node, mut absent) = (Vec::new(), Vec::new());
-                for (index, key) in (3..).zip(node_keys(&creation.vm.placed.node)) {
+                for (index, key) in (2..).zip(keys) {
                     match outcome.get(index) {
                         Some(kv) => node.push(kv.clone()),
                         None => absent.push(key),
@@ -191,7 +196,7 @@ impl Store {
         Ok(views)
     }
 
-    /// The request that an idempotency key was used for.
+    /// The creation that an idempotency key was used for, on a server of before there were records of all requests.
     pub(crate) async fn idempotency(
         &self,
         project: ProjectId,
@@ -333,14 +338,7 @@ fn creation_txn(creation: &Creation<'_>) -> Result<Txn, StoreError> {
     let name_key = keys::vm_name(vm.project_id, &vm.name);
     let address_key = keys::address(vm.placed.address);
     let alloc_key = keys::node_alloc(node);
-    // Without an idempotency key, one that is free for this VM alone keeps the shape of the transaction.
-    let idempotency_key = vm
-        .idempotency_key
-        .clone()
-        .unwrap_or_else(|| format!("vm-{}", vm.id));
-    let idempotency_key = keys::idempotency(vm.project_id, &idempotency_key);
     let mut guards = vec![
-        Compare::absent(&idempotency_key),
         Compare::absent(&name_key),
         Compare::absent(&address_key),
         Compare::absent(&vm_key),
@@ -365,19 +363,13 @@ fn creation_txn(creation: &Creation<'_>) -> Result<Txn, StoreError> {
             members.insert(vm.id, node.clone());
         },
     )?);
-    if vm.idempotency_key.is_some() {
-        let request = ClaimRecord {
-            request_sha256: Some(creation.request_sha256.to_owned()),
-            ..claim
-        };
-        writes.push(encode(&idempotency_key, &request)?);
-    }
-    let reads = [
-        Op::get(&idempotency_key),
-        Op::get(&name_key),
-        Op::get(&address_key),
-    ];
-    let reads = reads.into_iter().chain(node_keys(node).into_iter().map(Op::get));
+    guards.extend(creation.along.guards.iter().cloned());
+    writes.extend(creation.along.writes.iter().cloned());
+    let reads = [Op::get(&name_key), Op::get(&address_key)];
+    let reads = reads
+        .into_iter()
+        .chain(node_keys(node).into_iter().map(Op::get))
+        .chain(creation.request.map(Op::get));
     Ok(Txn::new().when(guards).then(writes).otherwise(reads))
 }
 

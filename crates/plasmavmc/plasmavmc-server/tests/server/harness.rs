@@ -389,10 +389,11 @@ impl Cluster {
         client.upload_image(&upload, |_, _| {}).await.unwrap();
     }
 
-    /// All keys below `/plasmavmc/` but those of images, nodes' descriptions, sessions and the election.
+    /// All keys below `/plasmavmc/` but those of images, nodes' descriptions, sessions, the election and
+    /// remembered requests.
     pub(crate) async fn keys_of_vms(&self) -> Vec<String> {
         let listing = self.store.list(PREFIX).await.unwrap();
-        let lasting = ["/images/", "/imagenames/", "/sessions/", "/leader"];
+        let lasting = ["/images/", "/imagenames/", "/sessions/", "/leader", "/requests/"];
         listing
             .kvs
             .iter()

@@ -212,6 +212,9 @@ async fn the_same_idempotency_key_gives_the_same_vm() {
     client.delete_vm(&project, &name("web")).await.unwrap();
     gone(&client, &project, "web").await;
     assert_eq!(cluster.keys_of_vms().await, Vec::<String>::new());
+    // A repetition that comes late makes no second one.
+    assert_eq!(create(&request, "key-1").await.unwrap().id, first.id);
+    assert_eq!(cluster.keys_of_vms().await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -10,6 +10,7 @@
 mod agent;
 mod fill;
 mod harness;
+mod idempotency;
 mod images;
 mod lifecycle;
 mod openapi;
