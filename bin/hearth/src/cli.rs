@@ -191,7 +191,23 @@ pub(crate) enum Vm {
         wait: Wait,
     },
     /// Resets a VM, as its reset button would
-    Reset { name: String },
+    Reset {
+        name: String,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Lets a running VM stand still; its memory stays
+    Pause {
+        name: String,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Lets a paused VM go on
+    Resume {
+        name: String,
+        #[command(flatten)]
+        wait: Wait,
+    },
     /// Deletes a VM and its disk
     Delete {
         name: String,

@@ -30,7 +30,7 @@ impl Row for Vm {
     fn cells(&self) -> Vec<String> {
         vec![
             self.name.to_string(),
-            self.state.to_string(),
+            state(self),
             self.address.map_or_else(|| "-".to_owned(), |a| a.to_string()),
             self.node.clone().unwrap_or_else(|| "-".to_owned()),
             self.vcpus.to_string(),
@@ -38,6 +38,15 @@ impl Row for Vm {
             self.image.clone(),
             self.dns_name.clone(),
         ]
+    }
+}
+
+/// A guest that stands still runs, but not for people.
+fn state(vm: &Vm) -> String {
+    if vm.paused {
+        "paused".to_owned()
+    } else {
+        vm.state.to_string()
     }
 }
 
@@ -72,7 +81,18 @@ pub(crate) async fn run(env: &Env, command: Command) -> Result<()> {
                 .await?;
             settle(env, &client, vm, &wait).await
         }
-        Command::Reset { name } => show(env, &client.reset_vm(&project, &existing(&name)?).await?),
+        Command::Reset { name, wait } => {
+            let vm = client.reset_vm(&project, &existing(&name)?).await?;
+            settle(env, &client, vm, &wait).await
+        }
+        Command::Pause { name, wait } => {
+            let vm = client.pause_vm(&project, &existing(&name)?).await?;
+            settle(env, &client, vm, &wait).await
+        }
+        Command::Resume { name, wait } => {
+            let vm = client.resume_vm(&project, &existing(&name)?).await?;
+            settle(env, &client, vm, &wait).await
+        }
         Command::Delete { name, wait } => delete(&client, &project, &existing(&name)?, &wait).await,
         Command::Console { name } => console::run(&client, &project, &existing(&name)?).await,
         Command::Explain { name } => explained(env, &client.explain_vm(&project, &existing(&name)?).await?),
@@ -275,7 +295,7 @@ fn show(env: &Env, vm: &Vm) -> Result<()> {
         ("name", vm.name.to_string()),
         ("id", vm.id.to_string()),
         ("project", vm.project.to_string()),
-        ("state", vm.state.to_string()),
+        ("state", state(vm)),
         ("why", vm.state_reason.clone().unwrap_or_default()),
         ("address", vm.address.map(|a| a.to_string()).unwrap_or_default()),
         ("dns name", vm.dns_name.clone()),

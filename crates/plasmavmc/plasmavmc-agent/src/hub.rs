@@ -26,6 +26,8 @@ use crate::node::Node;
 
 /// Version of the protocol spoken here.
 const PROTOCOL: u32 = 1;
+/// What this agent can do beyond the first protocol.
+const FEATURES: [&str; 2] = ["pause", "resets"];
 /// How often the node's status is sent.
 const STATUS_EVERY: Duration = Duration::from_secs(10);
 /// Messages waiting for the stream; a hub that does not read them loses the stream.
@@ -223,6 +225,7 @@ impl Session<'_> {
             protocol_min: PROTOCOL,
             protocol_max: PROTOCOL,
             status: Some(self.node.status()),
+            features: FEATURES.map(str::to_owned).to_vec(),
         };
         send(out, agent_message::Kind::Hello(hello)).await?;
         self.wait_for_owners().await;

@@ -15,6 +15,8 @@ use plasmavmc_hypervisor::MachineId;
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
+use crate::acts::Acts;
+
 /// Version of the files' format; newer ones are refused.
 const FORMAT: u32 = 1;
 /// Results of actions that are remembered. A hub repeats an action within minutes, not thousands later.
@@ -42,6 +44,8 @@ pub(crate) struct Entry {
     pub(crate) guest_off: Option<(u64, u64)>,
     /// Nothing of the VM is left; only the epoch is kept.
     pub(crate) gone: bool,
+    /// Pauses and resets.
+    pub(crate) acts: Acts,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -52,6 +56,8 @@ struct StoredEntry {
     assignment: Option<String>,
     guest_off: Option<(u64, u64)>,
     gone: bool,
+    #[serde(default)]
+    acts: Acts,
 }
 
 /// How an action ended; `None` while it is being done.
@@ -119,6 +125,7 @@ impl Journal {
             assignment: entry.assignment.as_ref().map(|a| hex::encode(a.encode_to_vec())),
             guest_off: entry.guest_off,
             gone: entry.gone,
+            acts: entry.acts.clone(),
         };
         self.write(&format!("{id}.vm"), &stored)
     }
@@ -181,6 +188,7 @@ fn read_entry(path: &Path) -> io::Result<Entry> {
         assignment,
         guest_off: stored.guest_off,
         gone: stored.gone,
+        acts: stored.acts,
     })
 }
 
@@ -220,6 +228,11 @@ mod tests {
             assignment: Some(assignment),
             guest_off: Some((4, 8)),
             gone: false,
+            acts: Acts {
+                resets: 2,
+                begun: Some((3, 4711)),
+                held: true,
+            },
         };
         let record = ActionRecord {
             id: "a".to_owned(),

@@ -20,6 +20,9 @@
 //!   what should run, with or without a control plane.
 //! * Nothing is destroyed but by an assignment with `delete`.
 
+mod acts;
+#[cfg(test)]
+mod acts_tests;
 mod capacity;
 mod config;
 mod console;

@@ -10,6 +10,7 @@ use plasmavmc_client::agent::{Assignment, NodeStatus};
 use plasmavmc_hypervisor::{HypervisorRegistry, MachineId};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::acts::Acts;
 use crate::capacity;
 use crate::config::{AgentConfig, MEMORY_RESERVE_MIB};
 use crate::console::{Console, NoConsole, Viewer};
@@ -104,7 +105,7 @@ impl Node {
         let mut owned = node.lock();
         for (id, entry) in entries {
             if let Some(assignment) = entry.assignment.clone().filter(|_| !entry.gone) {
-                node.spawn(&mut owned, &id, assignment, entry.guest_off);
+                node.spawn(&mut owned, &id, assignment, &entry);
             }
             owned.entries.insert(id, entry);
         }
@@ -116,24 +117,11 @@ impl Node {
         self.owned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn spawn(
-        self: &Arc<Self>,
-        owned: &mut Owned,
-        id: &MachineId,
-        assignment: Assignment,
-        guest_off: Option<(u64, u64)>,
-    ) {
+    fn spawn(self: &Arc<Self>, owned: &mut Owned, id: &MachineId, assignment: Assignment, entry: &Entry) {
         let (desired, wanted) = watch::channel(assignment);
         let (commands, queue) = mpsc::channel(MAX_COMMANDS);
         let console = Console::default();
-        let actor = Actor::new(
-            self.clone(),
-            id.clone(),
-            wanted,
-            queue,
-            console.clone(),
-            guest_off,
-        );
+        let actor = Actor::new(self.clone(), id.clone(), wanted, queue, console.clone(), entry);
         owned.handles.insert(
             id.clone(),
             Handle {
@@ -172,12 +160,12 @@ impl Node {
             assignment: Some(assignment.clone()),
             guest_off: known.as_ref().and_then(|e| e.guest_off),
             gone: false,
+            acts: known.as_ref().map(|e| e.acts.clone()).unwrap_or_default(),
         };
         if known.as_ref() != Some(&entry) {
             self.journal.put(&id, &entry)?;
         }
-        let guest_off = entry.guest_off;
-        owned.entries.insert(id.clone(), entry);
+        owned.entries.insert(id.clone(), entry.clone());
         match owned.handles.get(&id) {
             Some(handle) => {
                 handle.desired.send_if_modified(|current| {
@@ -186,7 +174,7 @@ impl Node {
                     differs
                 });
             }
-            None => self.spawn(&mut owned, &id, assignment, guest_off),
+            None => self.spawn(&mut owned, &id, assignment, &entry),
         }
         Ok(())
     }
@@ -254,12 +242,18 @@ impl Node {
         self.change_entry(id, |entry| entry.guest_off = at)
     }
 
+    /// Stores how far pauses and resets of a VM have come.
+    pub(crate) fn note_acts(&self, id: &MachineId, acts: &Acts) -> Result<(), JournalError> {
+        self.change_entry(id, |entry| entry.acts = acts.clone())
+    }
+
     /// Stores that nothing is left of a VM but its highest epoch: its keys and user data go, too.
     pub(crate) fn note_gone(&self, id: &MachineId) -> Result<(), JournalError> {
         self.change_entry(id, |entry| {
             entry.gone = true;
             entry.guest_off = None;
             entry.assignment = None;
+            entry.acts = Acts::default();
         })
     }
 

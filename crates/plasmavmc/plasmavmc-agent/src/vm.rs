@@ -10,6 +10,8 @@
 //!  assignment with `delete`: from everywhere, forced --> GONE, the task ends
 //! ```
 //!
+//! Pauses and resets of a running guest are in `acts.rs`.
+//!
 //! Level-triggered: every step looks at what is wanted and what is, and does the next thing. It may be
 //! interrupted anywhere by the death of the process; [`Hypervisor::adopt`] tells the next one what is.
 
@@ -25,9 +27,10 @@ use plasmavmc_hypervisor::{
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use crate::acts::{self, Acts, Cpus, Look};
 use crate::console::{Console, HISTORY_BYTES};
 use crate::images::ImageError;
-use crate::journal::JournalError;
+use crate::journal::{Entry, JournalError};
 use crate::net::{Guest, NetError};
 use crate::node::Node;
 
@@ -39,8 +42,6 @@ const PRESS_AGAIN: Duration = Duration::from_secs(3);
 const DEFAULT_GRACE: Duration = Duration::from_secs(30);
 /// Longest grace that an assignment can ask for.
 const MAX_GRACE: Duration = Duration::from_secs(3600);
-/// QEMU's word for a guest that waits for its disk.
-const IO_ERROR: &str = "io-error";
 const MAX_BACK_OFF: Duration = Duration::from_secs(60);
 
 /// Requests that are not assignments.
@@ -71,7 +72,7 @@ pub(crate) enum Held {
 
 /// Why a step failed; shown to the user as the reason of FAILED.
 #[derive(Debug, thiserror::Error)]
-enum Trouble {
+pub(crate) enum Trouble {
     #[error(transparent)]
     Hypervisor(#[from] HypervisorError),
     #[error(transparent)]
@@ -112,6 +113,7 @@ pub(crate) struct Actor {
     commands: mpsc::Receiver<Command>,
     console: Console,
     guest_off: Option<(u64, u64)>,
+    acts: Acts,
     machine: Option<Box<dyn Machine>>,
     adopted: bool,
     stopping: Option<Stopping>,
@@ -130,7 +132,7 @@ impl Actor {
         desired: watch::Receiver<Assignment>,
         commands: mpsc::Receiver<Command>,
         console: Console,
-        guest_off: Option<(u64, u64)>,
+        entry: &Entry,
     ) -> Self {
         Self {
             node,
@@ -138,7 +140,8 @@ impl Actor {
             desired,
             commands,
             console,
-            guest_off,
+            guest_off: entry.guest_off,
+            acts: entry.acts.clone(),
             machine: None,
             adopted: false,
             stopping: None,
@@ -197,10 +200,17 @@ impl Actor {
             return self.remove(wanted, &*hypervisor).await;
         }
         self.look_at_machine(wanted).await?;
+        if self.machine.is_none() {
+            // Before a start, not after it: a guest that has just come up is not reset.
+            self.note_acts(Acts::without_guest(wanted))?;
+        }
         let on = wanted.power() == Power::On && self.hold.is_none();
         match (on, self.machine.is_some()) {
-            (true, true) => self.keep_running(wanted).await,
-            (true, false) if self.guest_off == Some((wanted.epoch, wanted.generation)) => {
+            (true, true) => {
+                self.keep_running(wanted, hypervisor.capabilities().reset_in_place)
+                    .await
+            }
+            (true, false) if self.guest_off == Some((wanted.epoch, power_generation(wanted))) => {
                 self.report(
                     wanted,
                     VmState::Stopped,
@@ -280,7 +290,7 @@ impl Actor {
         self.node.network.detach(&self.id).await?;
         match ended {
             Ended::PoweredOff if !pressed && !stale => {
-                self.guest_off = Some((wanted.epoch, wanted.generation));
+                self.guest_off = Some((wanted.epoch, power_generation(wanted)));
                 self.node.note_guest_off(&self.id, self.guest_off)?;
             }
             Ended::Crashed if wanted.power() == Power::On && self.hold.is_none() => {
@@ -291,24 +301,72 @@ impl Actor {
         Ok(())
     }
 
-    async fn keep_running(&mut self, wanted: &Assignment) -> Result<Next, Trouble> {
+    async fn keep_running(&mut self, wanted: &Assignment, in_place: bool) -> Result<Next, Trouble> {
         self.stopping = None;
+        self.reset_when_due(wanted, in_place).await?;
         let Some(machine) = self.machine.as_mut() else {
             return Ok(Next::Again);
         };
-        let reason = match machine.status().await? {
-            RunState::Running => String::new(),
-            // QEMU's doing when the disk fails or is full. Going on tries the same writes again, so a
-            // guest comes back by itself once there is room.
-            RunState::Paused(why) if why == IO_ERROR => {
-                machine.resume().await?;
-                "the guest stands still: its disk failed, or this node's disk is full".to_owned()
+        let state = machine.status().await?;
+        match acts::judge(wanted.paused, state, self.acts.held) {
+            Cpus::Leave(Look::Ended) => return Ok(Next::Again),
+            Cpus::Leave(Look::Here { paused, reason }) => {
+                self.report_guest(wanted, VmState::Running, paused, reason);
             }
-            RunState::Paused(why) => format!("the guest stands still: {why}"),
-            RunState::PoweredOff | RunState::Gone => return Ok(Next::Again),
-        };
-        self.report(wanted, VmState::Running, reason);
+            Cpus::Retry => {
+                machine.resume().await?;
+                self.report(wanted, VmState::Running, acts::disk());
+            }
+            Cpus::Stop => {
+                self.note_held(true)?;
+                if let Some(machine) = self.machine.as_mut() {
+                    machine.pause().await?;
+                }
+                return Ok(Next::Again);
+            }
+            Cpus::Wake => {
+                machine.resume().await?;
+                self.note_held(false)?;
+                return Ok(Next::Again);
+            }
+            Cpus::Forget => {
+                self.note_held(false)?;
+                return Ok(Next::Again);
+            }
+        }
         Ok(self.idle())
+    }
+
+    /// Resets the guest if one is asked for that has not been done.
+    async fn reset_when_due(&mut self, wanted: &Assignment, in_place: bool) -> Result<(), Trouble> {
+        let Some(machine) = self.machine.as_mut() else {
+            return Ok(());
+        };
+        let Some(begun) = self.acts.begin_reset(wanted, machine.info().pid, in_place) else {
+            return Ok(());
+        };
+        self.note_acts(begun)?;
+        if let Some(machine) = self.machine.as_mut() {
+            acts::reset(&self.acts, &mut **machine, in_place).await?;
+        }
+        tracing::info!(vm = %self.id, resets = wanted.resets, "the guest was reset");
+        self.note_acts(self.acts.reset_done(wanted))
+    }
+
+    fn note_held(&mut self, held: bool) -> Result<(), Trouble> {
+        self.note_acts(Acts {
+            held,
+            ..self.acts.clone()
+        })
+    }
+
+    /// In the journal when this returns.
+    fn note_acts(&mut self, acts: Acts) -> Result<(), Trouble> {
+        if self.acts != acts {
+            self.node.note_acts(&self.id, &acts)?;
+            self.acts = acts;
+        }
+        Ok(())
     }
 
     async fn start(&mut self, wanted: &Assignment, hypervisor: &dyn Hypervisor) -> Result<Next, Trouble> {
@@ -408,6 +466,10 @@ impl Actor {
         if now >= stopping.press_at {
             stopping.press_at = now + PRESS_AGAIN;
             self.pressed = true;
+            // A guest that was paused could not hear the button.
+            if self.acts.held && matches!(machine.status().await?, RunState::Paused(_)) {
+                machine.resume().await?;
+            }
             machine.press_power_button().await?;
         }
         let wait = stopping.deadline.min(stopping.press_at);
@@ -491,6 +553,10 @@ impl Actor {
     }
 
     fn report(&self, wanted: &Assignment, state: VmState, reason: String) {
+        self.report_guest(wanted, state, false, reason);
+    }
+
+    fn report_guest(&self, wanted: &Assignment, state: VmState, paused: bool, reason: String) {
         let info = self.machine.as_ref().map(|m| m.info());
         self.node.observations.put(
             &self.id,
@@ -504,8 +570,19 @@ impl Actor {
                 pid: info.map_or(0, |i| i.pid),
                 started_at_unix_ms: info.map_or(0, |i| i.started_at_unix_ms),
                 accelerator: info.map_or_else(String::new, |i| i.accelerator.clone()),
+                paused,
+                resets: self.acts.resets,
             },
         );
+    }
+}
+
+/// The generation that the guest's power was last decided in: only a newer one starts a guest that has switched itself
+/// off.
+fn power_generation(wanted: &Assignment) -> u64 {
+    match wanted.power_generation {
+        0 => wanted.generation,
+        given => given,
     }
 }
 

@@ -42,18 +42,18 @@ impl ImageStream for OnePiece {
 }
 
 /// One node whose agent can be stopped and started again over the same host and folder.
-struct World {
-    dir: tempfile::TempDir,
-    host: FakeHost,
-    node: Arc<Node>,
+pub(crate) struct World {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) host: FakeHost,
+    pub(crate) node: Arc<Node>,
     tasks: Tasks,
 }
 
-fn id() -> MachineId {
+pub(crate) fn id() -> MachineId {
     MachineId::try_from("vm-1".to_owned()).unwrap()
 }
 
-async fn start_node(dir: &std::path::Path, host: &FakeHost) -> (Arc<Node>, Tasks) {
+pub(crate) async fn start_node(dir: &std::path::Path, host: &FakeHost) -> (Arc<Node>, Tasks) {
     let tasks = Tasks::new();
     let config = AgentConfig {
         node: "node01".parse().unwrap(),
@@ -92,7 +92,7 @@ async fn start_node(dir: &std::path::Path, host: &FakeHost) -> (Arc<Node>, Tasks
 
 impl World {
     /// `None` where seed drives cannot be made.
-    async fn new() -> Option<Self> {
+    pub(crate) async fn new() -> Option<Self> {
         if std::process::Command::new("genisoimage")
             .arg("--version")
             .output()
@@ -111,21 +111,21 @@ impl World {
         })
     }
 
-    async fn restart(&mut self) {
+    pub(crate) async fn restart(&mut self) {
         self.stop_agent().await;
         (self.node, self.tasks) = start_node(self.dir.path(), &self.host).await;
     }
 
-    async fn stop_agent(&self) {
+    pub(crate) async fn stop_agent(&self) {
         self.tasks.stop("test");
         assert!(self.tasks.finished(LIMIT).await);
     }
 
-    async fn observed(&self, wanted: VmState) -> Observed {
+    pub(crate) async fn observed(&self, wanted: VmState) -> Observed {
         self.observed_with(wanted, |_| true).await
     }
 
-    async fn observed_with(&self, wanted: VmState, fits: impl Fn(&Observed) -> bool) -> Observed {
+    pub(crate) async fn observed_with(&self, wanted: VmState, fits: impl Fn(&Observed) -> bool) -> Observed {
         let mut changed = self.node.observations.subscribe();
         let waiting = async {
             loop {
@@ -141,7 +141,7 @@ impl World {
     }
 }
 
-fn wanted(power: Power) -> Assignment {
+pub(crate) fn wanted(power: Power) -> Assignment {
     let nic = Nic {
         mac: "02:00:00:00:00:01".to_owned(),
         address: Ipv4Addr::new(127, 77, 0, 1).to_string(),
@@ -171,6 +171,7 @@ fn wanted(power: Power) -> Assignment {
         delete: false,
         spec: Some(spec),
         graceful_stop_timeout_s: 1,
+        ..Default::default()
     }
 }
 

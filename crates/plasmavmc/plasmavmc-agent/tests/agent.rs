@@ -143,6 +143,7 @@ fn assignment(image: &Path, nic: Nic) -> Assignment {
             ..Default::default()
         }),
         graceful_stop_timeout_s: 20,
+        ..Default::default()
     }
 }
 

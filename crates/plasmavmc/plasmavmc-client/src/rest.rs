@@ -350,13 +350,31 @@ impl PlasmaClient {
             .await
     }
 
-    /// Resets a running VM, as its reset button would.
+    /// Asks for a running VM to be reset, as its reset button would.
     ///
     /// # Errors
     /// [`ClientError`].
     pub async fn reset_vm(&self, project: &Name, vm: &Name) -> Result<Vm, ClientError> {
         let url = self.vm_url(project, vm, "/reset");
         self.change("resetting a VM", || self.http.post(&url)).await
+    }
+
+    /// Asks for a running VM to stand still.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn pause_vm(&self, project: &Name, vm: &Name) -> Result<Vm, ClientError> {
+        let url = self.vm_url(project, vm, "/pause");
+        self.change("pausing a VM", || self.http.post(&url)).await
+    }
+
+    /// Asks for a paused VM to go on.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn resume_vm(&self, project: &Name, vm: &Name) -> Result<Vm, ClientError> {
+        let url = self.vm_url(project, vm, "/resume");
+        self.change("resuming a VM", || self.http.post(&url)).await
     }
 
     /// All images.

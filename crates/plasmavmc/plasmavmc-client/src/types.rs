@@ -204,6 +204,12 @@ pub struct Vm {
     pub desired_power: Power,
     /// What it does.
     pub state: VmState,
+    /// The user wants it to stand still while it runs.
+    #[serde(default)]
+    pub desired_paused: bool,
+    /// It runs, and its CPUs stand still.
+    #[serde(default)]
+    pub paused: bool,
     /// Why it is in that state, where there is something to say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state_reason: Option<String>,
@@ -241,7 +247,8 @@ impl Vm {
             Power::On => VmState::Running,
             Power::Off => VmState::Stopped,
         };
-        self.observed_generation >= self.generation && self.state == reached
+        let as_paused = self.paused == (self.desired_paused && reached == VmState::Running);
+        self.observed_generation >= self.generation && self.state == reached && as_paused
     }
 }
 

@@ -32,6 +32,8 @@ struct FakeMachine {
     state: RunState,
     ended: Option<Ended>,
     resets: u32,
+    /// It was reset while it stood still: it notices when it goes on, and once.
+    fresh: bool,
 }
 
 #[derive(Debug, Default)]
@@ -93,6 +95,20 @@ impl FakeHost {
     pub fn power_off(&self, id: &MachineId) {
         if let Some(machine) = self.state().machines.get_mut(id) {
             machine.state = RunState::PoweredOff;
+        }
+    }
+
+    /// Somebody stops a guest's CPUs behind its owner's back.
+    pub fn freeze(&self, id: &MachineId) {
+        if let Some(machine) = self.state().machines.get_mut(id) {
+            machine.state = RunState::Paused("paused".to_owned());
+        }
+    }
+
+    /// A guest that stands still has been reset, and nobody has noted it.
+    pub fn reset_frozen(&self, id: &MachineId) {
+        if let Some(machine) = self.state().machines.get_mut(id) {
+            machine.fresh = true;
         }
     }
 
@@ -213,12 +229,18 @@ impl Machine for FakeRunning {
     }
 
     fn resume(&mut self) -> BoxFuture<'_, Result<(), HypervisorError>> {
-        let result = self.act("go on", |m| m.state = RunState::Running);
+        let result = self.act("go on", |m| {
+            m.state = RunState::Running;
+            m.resets += u32::from(std::mem::take(&mut m.fresh));
+        });
         Box::pin(async move { result })
     }
 
     fn reset(&mut self) -> BoxFuture<'_, Result<(), HypervisorError>> {
-        let result = self.act("be reset", |m| m.resets += 1);
+        let result = self.act("be reset", |m| match m.state {
+            RunState::Paused(_) => m.fresh = true,
+            _ => m.resets += 1,
+        });
         Box::pin(async move { result })
     }
 
@@ -313,6 +335,7 @@ impl Hypervisor for FakeHypervisor {
                 state: RunState::Running,
                 ended: None,
                 resets: 0,
+                fresh: false,
             };
             state.machines.insert(spec.id.clone(), machine.clone());
             Ok(self.machine(&machine))

@@ -139,12 +139,21 @@ pub trait Machine: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`HypervisorError::WrongState`] without a guest; when the monitor does not answer.
     fn pause(&mut self) -> BoxFuture<'_, Result<(), HypervisorError>>;
+    /// Stops the guest's CPUs at a point at which a reset is safe: one that follows, and any further one until the
+    /// guest goes on, is one reset to the guest. For backends that reset in place.
+    ///
+    /// # Errors
+    /// As [`Machine::pause`].
+    fn pause_for_reset(&mut self) -> BoxFuture<'_, Result<(), HypervisorError>> {
+        self.pause()
+    }
     /// Lets them go on. Harmless when they run.
     ///
     /// # Errors
     /// [`HypervisorError::WrongState`] without a guest; when the monitor does not answer.
     fn resume(&mut self) -> BoxFuture<'_, Result<(), HypervisorError>>;
-    /// Resets the machine as its reset button would. [`Machine::info`] may tell another process
+    /// Resets the machine as its reset button would. One that stands still goes on standing still where
+    /// [`Capabilities::reset_in_place`]. [`Machine::info`] may tell another process
     /// afterwards ([`Capabilities::reset_in_place`]).
     ///
     /// # Errors

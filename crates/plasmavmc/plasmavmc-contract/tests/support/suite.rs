@@ -57,6 +57,7 @@ pub(crate) async fn run(subject: &Subject) {
     starts_once_and_is_adopted(subject).await;
     pause_outlives_the_owner(subject).await;
     resets(subject).await;
+    resets_of_a_guest_that_stands_still_are_one(subject).await;
     talks_on_its_console(subject).await;
     stops_in_grace_and_then_refuses_everything(subject).await;
     stops_by_force_after_grace(subject).await;
@@ -225,6 +226,32 @@ async fn resets(subject: &Subject) {
         (machine.info().pid, machine.info().epoch),
         (now, subject.spec.epoch)
     );
+}
+
+/// The owner may die between a reset and its note of it, so it resets again: the guest must not tell.
+async fn resets_of_a_guest_that_stands_still_are_one(subject: &Subject) {
+    if !(subject.open)().capabilities().reset_in_place {
+        return;
+    }
+    let mut machine = adopt(subject).await;
+    let before = boots(subject, &*machine);
+    // Later parts count both words alike.
+    wait_for(&*machine, subject.ready, before).await;
+    for _ in 0..2 {
+        machine.pause_for_reset().await.unwrap();
+        machine.reset().await.unwrap();
+        drop(machine);
+        machine = adopt(subject).await;
+        let state = machine.status().await.unwrap();
+        assert!(
+            matches!(state, RunState::Paused(_)),
+            "the reset woke the guest: {state:?}"
+        );
+    }
+    machine.resume().await.unwrap();
+    wait_for(&*machine, subject.up, before + 1).await;
+    assert_eq!(machine.status().await.unwrap(), RunState::Running);
+    assert_eq!(boots(subject, &*machine), before + 1);
 }
 
 async fn read_until(console: &mut Box<dyn ConsoleStream>, words: &str) {

@@ -88,11 +88,18 @@ impl KvmMachine {
     /// SeaBIOS hangs for ever when it is reset while it sets itself up (seen with QEMU 7.2 under TCG:
     /// one reset in four within its first 120 ms). So a reset waits until the guest has written to its
     /// console, which no firmware does here, or until the firmware must be through.
-    async fn reset_machine(&mut self) -> Result<(), HypervisorError> {
+    async fn firmware_is_through(&self) {
         if let Some((until, length)) = self.firmware {
             while Instant::now() < until && self.log_length() <= length {
                 tokio::time::sleep(FIRMWARE_POLL).await;
             }
+        }
+    }
+
+    async fn reset_machine(&mut self) -> Result<(), HypervisorError> {
+        // One that was stopped for it executes nothing, and its firmware is through or has not begun.
+        if !matches!(self.query().await?, RunState::Paused(_)) {
+            self.firmware_is_through().await;
         }
         self.expect_guest("be reset").await?;
         self.command("system_reset").await?;
@@ -203,10 +210,24 @@ impl Machine for KvmMachine {
         })
     }
 
+    fn pause_for_reset(&mut self) -> BoxFuture<'_, Result<(), HypervisorError>> {
+        Box::pin(async {
+            if self.query().await? == RunState::Running {
+                self.firmware_is_through().await;
+            }
+            self.pause().await
+        })
+    }
+
     fn resume(&mut self) -> BoxFuture<'_, Result<(), HypervisorError>> {
         Box::pin(async {
             self.expect_guest("go on").await?;
-            self.command("cont").await.map(drop)
+            self.command("cont").await?;
+            if self.firmware.is_some() {
+                // It may have been reset while it stood still: its firmware begins now.
+                self.note_firmware(FIRMWARE_LIMIT);
+            }
+            Ok(())
         })
     }
 

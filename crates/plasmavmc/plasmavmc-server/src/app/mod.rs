@@ -1,5 +1,6 @@
 //! What the server does, apart from how it is asked. The store is reached only through a check of rights.
 
+pub(crate) mod act;
 pub(crate) mod create;
 pub(crate) mod explain;
 pub(crate) mod group;

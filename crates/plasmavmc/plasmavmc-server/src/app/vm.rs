@@ -87,12 +87,8 @@ pub(crate) async fn start(
         let record = &view.record.value;
         // A guest that has switched itself off is started again by asking once more.
         let off = matches!(view.phase(), Phase::Stopped | Phase::Failed);
-        let wanted = Wanted {
-            desired: Desired::Running,
-            forced: false,
-            stop_timeout_s: record.stop_timeout_s,
-        };
-        (record.desired != Desired::Running || off).then_some(wanted)
+        let wanted = Wanted::power(record, Desired::Running, false);
+        Ok((record.desired != Desired::Running || record.paused || off).then_some(wanted))
     })
     .await
 }
@@ -115,12 +111,11 @@ pub(crate) async fn stop(
     change(app, &scope, &once, vm, |view| {
         let record = &view.record.value;
         let wanted = Wanted {
-            desired: Desired::Stopped,
-            forced: how.force,
             stop_timeout_s,
+            ..Wanted::power(record, Desired::Stopped, how.force)
         };
         let stops_already = record.desired == Desired::Stopped && (record.forced || !how.force);
-        (!stops_already).then_some(wanted)
+        Ok((!stops_already).then_some(wanted))
     })
     .await
 }
@@ -137,23 +132,19 @@ pub(crate) async fn delete(
     let once = Once::new(scope.store, Some(scope.project.id), key, "delete_vm", &vm)?;
     change(app, &scope, &once, vm, |view| {
         let record = &view.record.value;
-        let wanted = Wanted {
-            desired: Desired::Deleted,
-            forced: true,
-            stop_timeout_s: record.stop_timeout_s,
-        };
-        (record.desired != Desired::Deleted).then_some(wanted)
+        let wanted = Wanted::power(record, Desired::Deleted, true);
+        Ok((record.desired != Desired::Deleted).then_some(wanted))
     })
     .await
 }
 
 /// Changes what is wanted of a VM, if `decide` says that it has to be changed. A VM that is being deleted stays so.
-async fn change(
+pub(super) async fn change(
     app: &App,
     scope: &Scope<'_>,
     once: &Once<'_>,
     vm: &str,
-    decide: impl Fn(&VmView) -> Option<Wanted>,
+    decide: impl Fn(&VmView) -> Result<Option<Wanted>, ApiError>,
 ) -> Result<Vm, ApiError> {
     let domain = &app.config().domain;
     for _ in 0..MAX_CONTENTION {
@@ -161,7 +152,7 @@ async fn change(
             return Ok(earlier);
         }
         let before = find(scope, vm).await?;
-        let Some(wanted) = decide(&before) else {
+        let Some(wanted) = decide(&before)? else {
             let record = &before.record;
             let key = keys::vm(record.value.project_id, record.value.id);
             let answer = wire::vm(&before, domain);
@@ -195,29 +186,15 @@ async fn change(
     .hint("try again"))
 }
 
-/// Presses the reset button of a running VM, by way of its agent.
-pub(crate) async fn reset(
-    app: &App,
-    ctx: &OpContext,
-    project: &str,
-    vm: &str,
-    key: &RequestKey,
-) -> Result<Vm, ApiError> {
-    let scope = app.in_project(ctx, "vmc.vm.stop", project)?;
-    let once = Once::new(scope.store, Some(scope.project.id), key, "reset_vm", &vm)?;
-    if let Some(earlier) = once.earlier().await? {
-        return Ok(earlier);
-    }
-    let view = running(&scope, vm).await?;
-    app.hub().reset(&view.record.value, key.as_deref()).await?;
-    let answer = wire::vm(&view, &app.config().domain);
-    once.keep(&answer, Vec::new()).await?;
-    Ok(answer)
-}
-
 /// The VM, if it runs on a node that answers.
 pub(crate) async fn running(scope: &Scope<'_>, vm: &str) -> Result<VmView, ApiError> {
     let view = find(scope, vm).await?;
+    runs(&view, vm)?;
+    Ok(view)
+}
+
+/// Refuses what does not run on a node that answers.
+pub(super) fn runs(view: &VmView, vm: &str) -> Result<(), ApiError> {
     let node = &view.record.value.placed.node;
     if !view.node_alive {
         return Err(ApiError::new(
@@ -232,5 +209,5 @@ pub(crate) async fn running(scope: &Scope<'_>, vm: &str) -> Result<VmView, ApiEr
                 .hint(format!("start it with `hearth vm start {vm} --wait`")),
         );
     }
-    Ok(view)
+    Ok(())
 }

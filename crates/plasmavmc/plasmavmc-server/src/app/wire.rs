@@ -43,6 +43,8 @@ pub(crate) fn vm(view: &VmView, domain: &str) -> Vm {
         } else {
             Power::Off
         },
+        desired_paused: record.paused && record.desired == Desired::Running,
+        paused: shown == Shown::Phase(Phase::Running) && seen.is_some_and(|seen| seen.paused),
         state: state_of(shown),
         state_reason: reason(shown, seen, record.placed.node.as_str(), view.node_alive),
         node: Some(record.placed.node.to_string()),

@@ -50,6 +50,8 @@ fn api() -> (Router<App>, utoipa::openapi::OpenApi) {
         .routes(routes!(vms::start))
         .routes(routes!(vms::stop))
         .routes(routes!(vms::reset))
+        .routes(routes!(vms::pause))
+        .routes(routes!(vms::resume))
         .routes(routes!(console::open))
         .routes(routes!(images::list))
         .routes(routes!(images::get, images::import, images::delete))

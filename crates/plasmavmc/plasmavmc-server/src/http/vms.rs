@@ -9,7 +9,7 @@ use plasmavmc_client::types::{ErrorBody, PageQuery, Vm, VmCreate, VmList, VmStop
 
 use super::extract::{Body, KeyHeader, OptionalBody, Params};
 use crate::app::once::RequestKey;
-use crate::app::{App, create, vm};
+use crate::app::{App, act, create, vm};
 
 /// Creates a VM. It is placed at once and made by its node afterwards.
 #[utoipa::path(
@@ -117,17 +117,56 @@ pub(super) async fn stop(
     ))
 }
 
-/// Presses a running VM's reset button.
+/// Asks for a running VM's reset button to be pressed. Its node does it once.
 #[utoipa::path(
     post, path = "/v1/projects/{project}/vms/{vm}/reset", operation_id = "reset_vm", tag = "vms",
     params(("project" = String, Path, description = "Name of the project"), ("vm" = String, Path, description = "Name of the VM"), KeyHeader),
-    responses((status = 200, description = "It was reset", body = Vm), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody))
+    responses((status = 202, description = "Being reset", body = Vm), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody))
 )]
 pub(super) async fn reset(
     ctx: OpContext,
     State(app): State<App>,
     Path((project, vm)): Path<(String, String)>,
     key: RequestKey,
-) -> Result<Json<Vm>, ApiError> {
-    vm::reset(&app, &ctx, &project, &vm, &key).await.map(Json)
+) -> Result<(StatusCode, Json<Vm>), ApiError> {
+    Ok((
+        StatusCode::ACCEPTED,
+        Json(act::reset(&app, &ctx, &project, &vm, &key).await?),
+    ))
+}
+
+/// Asks for a running VM to stand still. Its memory and its address stay.
+#[utoipa::path(
+    post, path = "/v1/projects/{project}/vms/{vm}/pause", operation_id = "pause_vm", tag = "vms",
+    params(("project" = String, Path, description = "Name of the project"), ("vm" = String, Path, description = "Name of the VM"), KeyHeader),
+    responses((status = 202, description = "Being paused", body = Vm), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody))
+)]
+pub(super) async fn pause(
+    ctx: OpContext,
+    State(app): State<App>,
+    Path((project, vm)): Path<(String, String)>,
+    key: RequestKey,
+) -> Result<(StatusCode, Json<Vm>), ApiError> {
+    Ok((
+        StatusCode::ACCEPTED,
+        Json(act::pause(&app, &ctx, &project, &vm, &key).await?),
+    ))
+}
+
+/// Asks for a paused VM to go on.
+#[utoipa::path(
+    post, path = "/v1/projects/{project}/vms/{vm}/resume", operation_id = "resume_vm", tag = "vms",
+    params(("project" = String, Path, description = "Name of the project"), ("vm" = String, Path, description = "Name of the VM"), KeyHeader),
+    responses((status = 202, description = "Being resumed", body = Vm), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody))
+)]
+pub(super) async fn resume(
+    ctx: OpContext,
+    State(app): State<App>,
+    Path((project, vm)): Path<(String, String)>,
+    key: RequestKey,
+) -> Result<(StatusCode, Json<Vm>), ApiError> {
+    Ok((
+        StatusCode::ACCEPTED,
+        Json(act::resume(&app, &ctx, &project, &vm, &key).await?),
+    ))
 }

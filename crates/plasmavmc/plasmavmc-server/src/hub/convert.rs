@@ -12,6 +12,8 @@ use crate::store::records::{NodeRecord, ObservedRecord, VERSION, VmRecord};
 
 /// Most NUMA cells of a node that are kept.
 const MAX_CELLS: usize = 64;
+/// Most features of an agent that are kept.
+const MAX_FEATURES: usize = 64;
 /// Most images of a node that are kept.
 const MAX_IMAGES: usize = 256;
 
@@ -30,6 +32,7 @@ pub(crate) fn node_record(
     status: &NodeStatus,
     agent_version: &str,
     boot_id: &str,
+    features: &[String],
 ) -> Result<NodeRecord, Unusable> {
     let labels: BTreeMap<String, String> = status.labels.clone().into_iter().collect();
     Ok(NodeRecord {
@@ -45,6 +48,7 @@ pub(crate) fn node_record(
         labels: Labels::try_from(labels)?,
         agent_version: agent_version.to_owned(),
         boot_id: boot_id.to_owned(),
+        features: features.iter().take(MAX_FEATURES).cloned().collect(),
         schedulable: true,
         own_labels: Labels::default(),
         architecture: status.architecture.clone(),
@@ -90,6 +94,8 @@ pub(crate) fn observed_record(seen: &agent::Observed, reporter: &str) -> Result<
         pid: seen.pid,
         started_at_ms: seen.started_at_unix_ms,
         accelerator: seen.accelerator.clone(),
+        paused: seen.paused && phase == Phase::Running,
+        resets: seen.resets,
         accepted_at_ms: now_ms(),
     })
 }
@@ -108,6 +114,9 @@ pub(crate) fn assignment(vm: &VmRecord, config: &PlasmaConfig) -> Assignment {
         delete: vm.desired == Desired::Deleted,
         spec: Some(spec(vm, config)),
         graceful_stop_timeout_s: vm.stop_timeout_s,
+        paused: vm.paused && vm.desired == Desired::Running,
+        resets: vm.resets,
+        power_generation: vm.power_generation,
     }
 }
 

@@ -265,7 +265,8 @@ impl Session {
     }
 
     async fn register(&self, status: &agent::NodeStatus) -> Result<(), Ended> {
-        let record = convert::node_record(status, &self.hello.agent_version, &self.hello.boot_id)?;
+        let hello = &self.hello;
+        let record = convert::node_record(status, &hello.agent_version, &hello.boot_id, &hello.features)?;
         Ok(self.hub.0.store.register_node(&self.node, &record).await?)
     }
 

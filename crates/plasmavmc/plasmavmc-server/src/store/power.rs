@@ -13,6 +13,11 @@ pub(crate) struct Wanted {
     pub(crate) desired: Desired,
     pub(crate) forced: bool,
     pub(crate) stop_timeout_s: u32,
+    pub(crate) paused: bool,
+    /// Resets asked for beside those of before.
+    pub(crate) resets: u64,
+    /// It is about the VM's power: a guest that has switched itself off is started again if it should run.
+    pub(crate) power: bool,
 }
 
 impl Store {
@@ -39,13 +44,45 @@ impl Store {
 }
 
 impl Wanted {
+    /// As it is wanted now; to be changed.
+    pub(crate) const fn now(vm: &VmRecord) -> Self {
+        Self {
+            desired: vm.desired,
+            forced: vm.forced,
+            stop_timeout_s: vm.stop_timeout_s,
+            paused: vm.paused,
+            resets: 0,
+            power: false,
+        }
+    }
+
+    /// Another state of its power, in which it is not paused.
+    pub(crate) const fn power(vm: &VmRecord, desired: Desired, forced: bool) -> Self {
+        Self {
+            desired,
+            forced,
+            paused: false,
+            power: true,
+            ..Self::now(vm)
+        }
+    }
+
     /// The VM as it is wanted then.
     pub(crate) fn of(self, vm: &VmRecord) -> VmRecord {
+        let generation = vm.generation + 1;
+        let power_generation = match (self.power, vm.power_generation) {
+            (true, _) => generation,
+            (false, 0) => vm.generation,
+            (false, known) => known,
+        };
         VmRecord {
             desired: self.desired,
             forced: self.forced,
             stop_timeout_s: self.stop_timeout_s,
-            generation: vm.generation + 1,
+            paused: self.paused,
+            resets: vm.resets + self.resets,
+            generation,
+            power_generation,
             ..vm.clone()
         }
     }

@@ -58,6 +58,15 @@ pub(crate) struct VmRecord {
     /// After this many seconds a graceful stop is forced.
     pub(crate) stop_timeout_s: u32,
     pub(crate) generation: u64,
+    /// While it runs, its CPUs stand still.
+    #[serde(default)]
+    pub(crate) paused: bool,
+    /// Resets asked for since it was made.
+    #[serde(default)]
+    pub(crate) resets: u64,
+    /// Generation of the last change of power; 0: the same as `generation`.
+    #[serde(default)]
+    pub(crate) power_generation: u64,
     pub(crate) placed: Placed,
     pub(crate) created_at_ms: i64,
     /// The idempotency key that an older server has created it with, freed together with it.
@@ -105,6 +114,12 @@ pub(crate) struct ObservedRecord {
     pub(crate) pid: u32,
     pub(crate) started_at_ms: i64,
     pub(crate) accelerator: String,
+    /// It runs, and its CPUs stand still.
+    #[serde(default)]
+    pub(crate) paused: bool,
+    /// Resets done.
+    #[serde(default)]
+    pub(crate) resets: u64,
     /// When it was accepted, by this server's clock: for people and for noticing what is stuck.
     pub(crate) accepted_at_ms: i64,
 }
@@ -164,6 +179,9 @@ pub(crate) struct NodeRecord {
     pub(crate) labels: Labels,
     pub(crate) agent_version: String,
     pub(crate) boot_id: String,
+    /// What its agent can do beyond the first protocol.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(crate) features: BTreeSet<String>,
     /// Set by people.
     pub(crate) schedulable: bool,
     /// Labels set by people, over those that the agent says.

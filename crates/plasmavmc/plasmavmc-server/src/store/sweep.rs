@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use chainfire_client::{Compare, KeyValue, Op, Txn};
 use hearth_types::{ProjectId, VmId};
-use plasmavmc_core::{Phase, Step, Usage, next_step};
+use plasmavmc_core::{Desired, Phase, Step, Usage, next_step};
 
 use super::records::{
     AllocRecord, AssignRecord, ClaimRecord, GroupRecord, ObservedRecord, QuotaRecord, VmRecord,
@@ -133,7 +133,9 @@ impl Store {
                     swept.released += u64::from(self.release_vm(vm, Some(leader.clone())).await?)
                 }
                 step @ (Step::NodeActs | Step::Settled | Step::Lost) => {
-                    let waits = step == Step::NodeActs && picture.waits(&vm.value, now_ms, stuck_ms);
+                    let acts =
+                        step == Step::NodeActs || (step == Step::Settled && picture.is_behind(&vm.value));
+                    let waits = acts && picture.waits(&vm.value, now_ms, stuck_ms);
                     let done = self
                         .assign_again(&picture, vm, leader, waits.then_some(now_ms))
                         .await?;
@@ -283,6 +285,15 @@ impl Picture {
         let wait_ms = stuck_ms << nudges.min(MAX_DOUBLINGS);
         let alive = self.alive.contains(&keys::session(&vm.placed.node));
         alive && now_ms - seen.max(nudged_at_ms) >= wait_ms
+    }
+
+    /// True when a VM's power is as it should be, but the node has not said that it has taken the last change over.
+    fn is_behind(&self, vm: &VmRecord) -> bool {
+        self.observed.get(&vm.id).is_none_or(|seen| {
+            let seen = &seen.value;
+            let on = vm.desired == Desired::Running;
+            seen.generation < vm.generation || (on && (seen.paused != vm.paused || seen.resets < vm.resets))
+        })
     }
 
     fn phase_of(&self, vm: &VmRecord) -> Phase {

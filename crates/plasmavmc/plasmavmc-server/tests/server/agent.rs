@@ -26,7 +26,8 @@ pub(crate) struct Guest {
     pub(crate) state: VmState,
     /// How often it was started.
     pub(crate) starts: u32,
-    pub(crate) resets: u32,
+    pub(crate) resets: u64,
+    pub(crate) paused: bool,
 }
 
 /// What the agent keeps over restarts of its connection.
@@ -59,12 +60,14 @@ pub(crate) struct Size {
     pub(crate) vcpus: u32,
     pub(crate) memory_mib: u64,
     pub(crate) network: &'static str,
+    pub(crate) features: &'static [&'static str],
 }
 
 pub(crate) const SMALL: Size = Size {
     vcpus: 8,
     memory_mib: 4096,
     network: "routed",
+    features: &["pause", "resets"],
 };
 
 struct Talk {
@@ -73,6 +76,7 @@ struct Talk {
     seq: Arc<AtomicU64>,
     tasks: Tasks,
     to_hub: mpsc::Sender<AgentMessage>,
+    features: Vec<String>,
 }
 
 impl SimAgent {
@@ -116,6 +120,7 @@ impl SimAgent {
                         seq: seq.clone(),
                         tasks: tasks.clone(),
                         to_hub,
+                        features: size.features.iter().map(|f| (*f).to_owned()).collect(),
                     };
                     let _ = talk.session(&node, size, messages).await;
                     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -167,6 +172,7 @@ impl Talk {
             protocol_min: 1,
             protocol_max: 1,
             status: Some(status),
+            features: self.features.clone(),
         }))
         .await;
         let vms: Vec<Observed> = {
@@ -205,6 +211,8 @@ impl Talk {
             pid: if state == VmState::Running { 4242 } else { 0 },
             started_at_unix_ms: 1_700_000_000_000,
             accelerator: "tcg".to_owned(),
+            paused: guest.paused,
+            resets: guest.assignment.resets,
         }
     }
 
@@ -262,10 +270,15 @@ impl Talk {
                 assignment: assignment.clone(),
                 state: VmState::Unspecified,
                 starts: 0,
-                resets: 0,
+                resets: assignment.resets,
+                paused: false,
             };
             let guest = memory.guests.entry(vm.clone()).or_insert(fresh);
             guest.assignment = assignment.clone();
+            if guest.state == VmState::Running {
+                guest.resets = guest.resets.max(assignment.resets);
+            }
+            guest.paused = assignment.paused;
             guest.state
         };
         let power = Power::try_from(assignment.power).unwrap();

@@ -103,6 +103,7 @@ async fn a_vm_is_created_stopped_started_and_deleted_and_nothing_is_left() {
     let vm = settled(&client, &project, "web").await;
     assert_eq!((vm.state, vm.generation), (VmState::Running, 3));
     client.reset_vm(&project, &name("web")).await.unwrap();
+    settled(&client, &project, "web").await;
     assert_eq!(agent.guests()[0].resets, 1);
 
     let deleting = client.delete_vm(&project, &name("web")).await.unwrap();

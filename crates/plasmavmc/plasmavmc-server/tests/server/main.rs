@@ -7,6 +7,7 @@
     reason = "tests: a panic is the report of a failure"
 )]
 
+mod acts;
 mod agent;
 mod fill;
 mod harness;

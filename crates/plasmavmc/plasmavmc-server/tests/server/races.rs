@@ -61,6 +61,7 @@ async fn three_servers_fill_the_nodes_exactly() {
         vcpus: 64,
         memory_mib: 256 * PER_NODE as u64,
         network: "routed",
+        ..SMALL
     };
     let mut agents = Vec::new();
     for node in 0..NODES {
@@ -145,6 +146,7 @@ async fn a_small_network_is_used_to_its_last_address() {
         vcpus: 64,
         memory_mib: 8192,
         network: "routed",
+        ..SMALL
     };
     let _agent = SimAgent::start(&cluster, "node01", vec![server.endpoint()], size).await;
     until("the node registers", async || {

@@ -21,9 +21,11 @@ fn request(operation: &str) -> (&'static str, Option<&'static str>) {
             "?format=raw&sha256=ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
             Some("abc"),
         ),
-        "list_vms" | "get_vm" | "delete_vm" | "start_vm" | "stop_vm" | "reset_vm" | "open_console"
-        | "list_images" | "get_image" | "delete_image" | "list_nodes" | "get_node" | "get_quota"
-        | "list_groups" | "get_group" | "delete_group" | "explain_vm" => ("", None),
+        "list_vms" | "get_vm" | "delete_vm" | "start_vm" | "stop_vm" | "reset_vm" | "pause_vm"
+        | "resume_vm" | "open_console" | "list_images" | "get_image" | "delete_image" | "list_nodes"
+        | "get_node" | "get_quota" | "list_groups" | "get_group" | "delete_group" | "explain_vm" => {
+            ("", None)
+        }
         other => {
             panic!("the operation `{other}` is new: say here how to call it, and renew the picture below")
         }
@@ -149,7 +151,9 @@ async fn every_operation_answers_every_kind_of_caller_as_drawn() {
         delete_vm        401         401         403         404-vm      404-vm      404-project 404-vm
         open_console     401         401         403         404-vm      404-vm      404-project 404-vm
         explain_vm       401         401         403         404-vm      404-vm      404-project 404-vm
+        pause_vm         401         401         403         404-vm      404-vm      404-project 404-vm
         reset_vm         401         401         403         404-vm      404-vm      404-project 404-vm
+        resume_vm        401         401         403         404-vm      404-vm      404-project 404-vm
         start_vm         401         401         403         404-vm      404-vm      404-project 404-vm
         stop_vm          401         401         403         404-vm      404-vm      404-project 404-vm
     "#]]
