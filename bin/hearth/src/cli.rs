@@ -70,6 +70,9 @@ pub(crate) enum Command {
     /// Virtual machines
     #[command(subcommand)]
     Vm(Vm),
+    /// What was asked of VMs, and what became of it
+    #[command(subcommand)]
+    Op(Op),
     /// The machines that guests run on
     #[command(subcommand)]
     Node(Node),
@@ -218,6 +221,25 @@ pub(crate) enum Vm {
     Console { name: String },
     /// Says of every node what speaks for and against it for this VM
     Explain { name: String },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Op {
+    /// Lists the operations that are remembered, the latest last
+    List {
+        /// Only those of this VM
+        #[arg(long)]
+        vm: Option<String>,
+    },
+    /// Shows an operation and its steps
+    Show { id: String },
+    /// Waits until an operation has ended
+    Wait {
+        id: String,
+        /// Longest wait, in seconds
+        #[arg(long, default_value_t = 300)]
+        timeout: u64,
+    },
 }
 
 #[derive(Args)]

@@ -6,6 +6,7 @@ mod group;
 mod iam;
 mod image;
 mod node;
+pub(crate) mod op;
 mod quota;
 mod session;
 pub(crate) mod vm;
@@ -75,6 +76,7 @@ pub(crate) async fn run(cli: Cli) -> Result<()> {
         Command::Whoami => session::whoami(&env).await,
         Command::Image(command) => image::run(&env, command).await,
         Command::Vm(command) => vm::run(&env, command).await,
+        Command::Op(command) => op::run(&env, command).await,
         Command::Node(command) => node::run(&env, command).await,
         Command::Group(command) => group::run(&env, command).await,
         Command::Quota(command) => quota::run(&env, command).await,

@@ -9,7 +9,7 @@ use hearth_types::{ErrorKind, Labels, Name};
 use plasmavmc_client::PlasmaClient;
 use plasmavmc_client::types::{Explanation, NodeExplanation, Vm, VmCreate, VmState, VmStop};
 
-use super::{Env, console};
+use super::{Env, console, op};
 use crate::cli::{Vm as Command, VmCreate as CreateArgs, Wait};
 use crate::failure::fail;
 use crate::output::{Format, Progress, Row, bytes, note};
@@ -205,7 +205,14 @@ async fn settle(env: &Env, client: &PlasmaClient, vm: Vm, wait: &Wait) -> Result
     }
     let mut progress = Progress::new();
     let limit = Duration::from_secs(wait.timeout);
-    let vm = wait_settled(client, &vm.project, &vm.name, limit, &mut progress).await?;
+    let vm = match &vm.operation {
+        Some(operation) => {
+            op::wait(client, &vm.project, operation, limit, &mut progress).await?;
+            client.get_vm(&vm.project, &vm.name).await?
+        }
+        // A server of before there were operations.
+        None => wait_settled(client, &vm.project, &vm.name, limit, &mut progress).await?,
+    };
     drop(progress);
     show(env, &vm)
 }
@@ -265,8 +272,15 @@ async fn delete(client: &PlasmaClient, project: &Name, name: &Name, wait: &Wait)
         return Ok(());
     }
     let mut progress = Progress::new();
+    let limit = Duration::from_secs(wait.timeout);
+    if let Some(operation) = &vm.operation {
+        op::wait(client, project, operation, limit, &mut progress).await?;
+        drop(progress);
+        note(format!("deleted the VM `{name}`"));
+        return Ok(());
+    }
     let begin = Instant::now();
-    while begin.elapsed() < Duration::from_secs(wait.timeout) {
+    while begin.elapsed() < limit {
         match client.get_vm(project, name).await {
             Err(error) if error.is_not_found() => {
                 drop(progress);

@@ -26,6 +26,7 @@ pub mod agent {
 mod console;
 pub mod names;
 mod rest;
+mod rest_operations;
 mod rest_placement;
 pub mod types;
 

@@ -225,6 +225,9 @@ pub struct Vm {
     /// `kvm` or `tcg`, once the guest has been started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accelerator: Option<String>,
+    /// The operation that the last request to it has begun.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation: Option<String>,
     /// Incarnation: raised by every placement.
     pub epoch: u64,
     /// Version of what is wanted: raised by every change a user makes.
@@ -286,6 +289,85 @@ pub struct VmStop {
     /// Seconds after which a graceful stop becomes a forced one, 1 to 3600; absent: 60.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_s: Option<u32>,
+}
+
+/// How far an operation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OperationState {
+    /// The node has not reported on it yet.
+    Pending,
+    /// The node acts.
+    Running,
+    /// It is so.
+    Done,
+    /// It will not be so by this operation; `error` says why.
+    Failed,
+}
+
+impl OperationState {
+    /// The text that stands in JSON and tables.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Running => "running",
+            Self::Done => "done",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// What became of a request to a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Operation {
+    /// Identifier; later ones sort after earlier ones.
+    pub id: String,
+    /// What was asked for: `create`, `start`, `stop`, `delete`, `pause`, `resume` or `reset`.
+    pub kind: String,
+    /// Name of the project.
+    #[schema(value_type = String)]
+    pub project: Name,
+    /// Name of the VM.
+    #[schema(value_type = String)]
+    pub vm: Name,
+    /// Identifier of the VM.
+    #[schema(value_type = String, format = Uuid)]
+    pub vm_id: VmId,
+    /// Who asked.
+    pub who: String,
+    /// How far it is.
+    pub state: OperationState,
+    /// What was seen on the way.
+    pub steps: Vec<OperationStep>,
+    /// Why it has failed, or what is in its way now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// When it was asked for, RFC 3339.
+    pub created_at: String,
+    /// When it ended, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<String>,
+}
+
+/// Something that was seen of an operation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct OperationStep {
+    /// What.
+    pub name: String,
+    /// When, RFC 3339.
+    pub at: String,
+}
+
+/// One page of operations, oldest first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct OperationList {
+    /// The operations.
+    pub items: Vec<Operation>,
+    /// Give this as `page_token` for the next page; absent on the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub next_page_token: Option<PageToken>,
 }
 
 /// Form of an image's bytes.

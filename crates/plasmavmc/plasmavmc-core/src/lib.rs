@@ -4,7 +4,7 @@
 //! It does not know time, randomness, storage, network or any wire format: all of these are inputs or belong to
 //! the server, which turns the answers into one transaction.
 //!
-//! Entry points: [`validate`], [`Cluster`] (where a VM goes, and why not), [`Quota`], [`accept`] (a report arrives), [`next_step`] (what is left to do),
+//! Entry points: [`validate`], [`Cluster`] (where a VM goes, and why not), [`Quota`], [`accept`] (a report arrives), [`progress`] (how an operation stands), [`next_step`] (what is left to do),
 //! [`shown_state`] (what people see), [`Alloc`] (claims on a node), [`Network::choose`] (an address).
 //!
 //! Invariants: [`Cluster::decide`] never chooses a node whose claims would then exceed its capacity times the overcommit;
@@ -13,6 +13,7 @@
 mod address;
 mod alloc;
 mod lifecycle;
+mod operation;
 mod quota;
 mod request;
 mod schedule;
@@ -23,6 +24,7 @@ pub use lifecycle::{
     Desired, Effects, IllegalTransition, Phase, Publication, Refused, Report, Shown, Step, Tracked, accept,
     next_step, shown_state,
 };
+pub use operation::{Goal, OperationKind, OperationState, Progress, Sight, progress};
 pub use quota::{OverQuota, Quota, Usage};
 pub use request::{Hypervisor, InvalidRequest, Limits, NetworkMode, RawRequest, VmRequest, validate};
 pub use schedule::{

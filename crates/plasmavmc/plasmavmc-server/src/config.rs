@@ -57,6 +57,12 @@ pub struct PlasmaConfig {
     /// Seconds for which a request under an idempotency key is remembered, so that its repetition is answered alike.
     #[serde(default = "default_request_memory_s")]
     pub request_memory_s: u64,
+    /// Seconds for which an operation is remembered after its end.
+    #[serde(default = "default_operation_memory_s")]
+    pub operation_memory_s: u64,
+    /// Seconds after which an operation that is not done has failed; what was asked for is still being tried.
+    #[serde(default = "default_operation_limit_s")]
+    pub operation_limit_s: u64,
 }
 
 fn default_vcpu_percent() -> u32 {
@@ -77,6 +83,14 @@ const fn default_max_image_disk_bytes() -> u64 {
 
 const fn default_request_memory_s() -> u64 {
     24 * 3600
+}
+
+const fn default_operation_memory_s() -> u64 {
+    7 * 24 * 3600
+}
+
+const fn default_operation_limit_s() -> u64 {
+    3600
 }
 
 const fn default_sweep_s() -> u64 {

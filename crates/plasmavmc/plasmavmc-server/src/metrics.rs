@@ -17,6 +17,7 @@ pub(crate) struct Metrics {
     pub(crate) consoles_open: Gauge,
     pub(crate) leftovers_deleted: Counter,
     pub(crate) records_trimmed: Counter,
+    pub(crate) operations_settled: Counter,
 }
 
 impl Metrics {
@@ -69,8 +70,13 @@ impl Metrics {
         );
         registry.register(
             "records_trimmed",
-            "Records of finished requests deleted because they were kept long enough",
+            "Records of requests and finished operations deleted because they were kept long enough",
             self.records_trimmed.clone(),
+        );
+        registry.register(
+            "operations_settled",
+            "Operations that the reconciler advanced or ended because nothing else did",
+            self.operations_settled.clone(),
         );
     }
 }

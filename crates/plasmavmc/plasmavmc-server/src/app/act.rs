@@ -3,10 +3,10 @@
 use hearth_service::error::{ApiError, ErrorKind};
 use iam_client::OpContext;
 use plasmavmc_client::types::Vm;
-use plasmavmc_core::{Desired, Phase};
+use plasmavmc_core::{Desired, OperationKind, Phase};
 
 use super::once::{Once, RequestKey};
-use super::vm::{change, find, runs};
+use super::vm::{Request, find, runs};
 use super::{App, Scope, wire};
 use crate::store::power::Wanted;
 use crate::store::vm::VmView;
@@ -26,19 +26,28 @@ pub(crate) async fn pause(
     let scope = app.in_project(ctx, "vmc.vm.stop", project)?;
     let once = Once::new(scope.store, Some(scope.project.id), key, "pause_vm", &vm)?;
     let can = agent_can(&scope, vm, PAUSE).await?;
-    change(app, &scope, &once, vm, |view| {
-        is_on(view, vm)?;
-        let record = &view.record.value;
-        if record.paused {
-            return Ok(None);
-        }
-        can_or_refuse(can, view, "pause")?;
-        Ok(Some(Wanted {
-            paused: true,
-            ..Wanted::now(record)
-        }))
-    })
-    .await
+    let request = Request {
+        app,
+        ctx,
+        scope: &scope,
+        once: &once,
+        kind: OperationKind::Pause,
+        vm,
+    };
+    request
+        .change(|view| {
+            is_on(view, vm)?;
+            let record = &view.record.value;
+            if record.paused {
+                return Ok(None);
+            }
+            can_or_refuse(can, view, "pause")?;
+            Ok(Some(Wanted {
+                paused: true,
+                ..Wanted::now(record)
+            }))
+        })
+        .await
 }
 
 /// Lets a paused guest go on.
@@ -51,15 +60,24 @@ pub(crate) async fn resume(
 ) -> Result<Vm, ApiError> {
     let scope = app.in_project(ctx, "vmc.vm.start", project)?;
     let once = Once::new(scope.store, Some(scope.project.id), key, "resume_vm", &vm)?;
-    change(app, &scope, &once, vm, |view| {
-        is_on(view, vm)?;
-        let record = &view.record.value;
-        Ok(record.paused.then(|| Wanted {
-            paused: false,
-            ..Wanted::now(record)
-        }))
-    })
-    .await
+    let request = Request {
+        app,
+        ctx,
+        scope: &scope,
+        once: &once,
+        kind: OperationKind::Resume,
+        vm,
+    };
+    request
+        .change(|view| {
+            is_on(view, vm)?;
+            let record = &view.record.value;
+            Ok(record.paused.then(|| Wanted {
+                paused: false,
+                ..Wanted::now(record)
+            }))
+        })
+        .await
 }
 
 /// Presses the reset button of a running VM. Its node does it once, whoever is killed meanwhile.
@@ -84,15 +102,24 @@ pub(crate) async fn reset(
         once.keep(&answer, Vec::new()).await?;
         return Ok(answer);
     }
-    change(app, &scope, &once, vm, |view| {
-        is_on(view, vm)?;
-        runs(view, vm)?;
-        Ok(Some(Wanted {
-            resets: 1,
-            ..Wanted::now(&view.record.value)
-        }))
-    })
-    .await
+    let request = Request {
+        app,
+        ctx,
+        scope: &scope,
+        once: &once,
+        kind: OperationKind::Reset,
+        vm,
+    };
+    request
+        .change(|view| {
+            is_on(view, vm)?;
+            runs(view, vm)?;
+            Ok(Some(Wanted {
+                resets: 1,
+                ..Wanted::now(&view.record.value)
+            }))
+        })
+        .await
 }
 
 /// Refuses what is off, or has switched itself off.

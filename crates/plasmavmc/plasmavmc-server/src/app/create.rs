@@ -8,14 +8,16 @@ use hearth_types::{Name, VmId};
 use iam_client::OpContext;
 use plasmavmc_client::types::{Vm, VmCreate};
 use plasmavmc_core::{
-    Decision, Desired, InvalidRequest, NetworkMode, Pick, Placement, RawRequest, VmRequest, validate,
+    Decision, Desired, InvalidRequest, NetworkMode, OperationKind, Pick, Placement, RawRequest, VmRequest,
+    validate,
 };
 
 use super::group::missing as missing_group;
 use super::once::{Once, RequestKey, other_request, sha256_of};
 use super::vm::{DEFAULT_STOP_TIMEOUT_S, invalid, now_ms};
-use super::{App, Scope, wire};
+use super::{App, Scope, operation, wire};
 use crate::store::node::NodeSnapshot;
+use crate::store::operation::beginning;
 use crate::store::quota::Basis;
 use crate::store::records::{ImageRecord, ImageUse, Placed, VERSION, VmRecord, Wishes};
 use crate::store::vm::{Created, Creation, VmView};
@@ -62,6 +64,7 @@ pub(crate) async fn create(
             request,
             valid: &valid,
             once: &once,
+            ctx,
             id: VmId::from_uuid(uuid::Uuid::now_v7()),
             taken: BTreeSet::new(),
         };
@@ -83,6 +86,7 @@ struct Placing<'a> {
     request: &'a VmCreate,
     valid: &'a VmRequest,
     once: &'a Once<'a>,
+    ctx: &'a OpContext,
     id: VmId,
     /// Addresses that are known to be taken.
     taken: BTreeSet<Ipv4Addr>,
@@ -109,7 +113,8 @@ impl Placing<'_> {
                 self.taken = scope.store.taken_addresses().await?;
             }
             let address = choose_address(app, decision.network_mode, &self.taken)?;
-            let vm = self.record(&image.value, &node.name, decision.network_mode, address);
+            let mut vm = self.record(&image.value, &node.name, decision.network_mode, address);
+            let begun = operation::begin(self.ctx, OperationKind::Create, &mut vm, now_ms());
             let mut alloc = node.alloc.value.clone();
             if alloc
                 .alloc
@@ -124,7 +129,7 @@ impl Placing<'_> {
             });
             let answer = wire::vm(&view, &app.config().domain);
             let vm = &view.record.value;
-            let along = self.once.along(&answer)?;
+            let along = self.once.along(&answer)?.and(beginning(&begun)?);
             let creation = Creation {
                 vm,
                 image: &image,
@@ -349,6 +354,7 @@ fn new_record(
         paused: false,
         resets: 0,
         power_generation: 1,
+        operation: None,
         placed,
         created_at_ms: now_ms(),
         idempotency_key: None,

@@ -7,6 +7,7 @@ pub(crate) mod group;
 pub(crate) mod image;
 pub(crate) mod node;
 pub(crate) mod once;
+pub(crate) mod operation;
 pub(crate) mod quota;
 pub(crate) mod vm;
 mod wire;

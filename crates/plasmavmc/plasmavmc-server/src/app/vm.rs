@@ -4,15 +4,16 @@ use hearth_service::error::{ApiError, ErrorKind};
 use hearth_types::{MAX_PAGE_SIZE, Name, PageToken};
 use iam_client::OpContext;
 use plasmavmc_client::types::{PageQuery, Vm, VmList, VmStop};
-use plasmavmc_core::{Desired, Phase};
+use plasmavmc_core::{Desired, OperationKind, Phase};
 
 use super::once::{Once, RequestKey};
-use super::{App, Scope, wire};
+use super::{App, Scope, operation, wire};
+use crate::store::operation::{beginning, replacing};
 use crate::store::power::Wanted;
 use crate::store::vm::VmView;
 use crate::store::{MAX_CONTENTION, keys, unchanged};
 
-const DEFAULT_PAGE: u32 = 100;
+pub(super) const DEFAULT_PAGE: u32 = 100;
 pub(crate) const DEFAULT_STOP_TIMEOUT_S: u32 = 60;
 const MAX_STOP_TIMEOUT_S: u32 = 3600;
 
@@ -83,14 +84,23 @@ pub(crate) async fn start(
 ) -> Result<Vm, ApiError> {
     let scope = app.in_project(ctx, "vmc.vm.start", project)?;
     let once = Once::new(scope.store, Some(scope.project.id), key, "start_vm", &vm)?;
-    change(app, &scope, &once, vm, |view| {
-        let record = &view.record.value;
-        // A guest that has switched itself off is started again by asking once more.
-        let off = matches!(view.phase(), Phase::Stopped | Phase::Failed);
-        let wanted = Wanted::power(record, Desired::Running, false);
-        Ok((record.desired != Desired::Running || record.paused || off).then_some(wanted))
-    })
-    .await
+    let request = Request {
+        app,
+        ctx,
+        scope: &scope,
+        once: &once,
+        kind: OperationKind::Start,
+        vm,
+    };
+    request
+        .change(|view| {
+            let record = &view.record.value;
+            // A guest that has switched itself off is started again by asking once more.
+            let off = matches!(view.phase(), Phase::Stopped | Phase::Failed);
+            let wanted = Wanted::power(record, Desired::Running, false);
+            Ok((record.desired != Desired::Running || record.paused || off).then_some(wanted))
+        })
+        .await
 }
 
 pub(crate) async fn stop(
@@ -108,16 +118,25 @@ pub(crate) async fn stop(
         return Err(invalid(format!("a stop cannot wait {stop_timeout_s} seconds"))
             .hint("give 1 to 3600 seconds, or force to cut the power at once"));
     }
-    change(app, &scope, &once, vm, |view| {
-        let record = &view.record.value;
-        let wanted = Wanted {
-            stop_timeout_s,
-            ..Wanted::power(record, Desired::Stopped, how.force)
-        };
-        let stops_already = record.desired == Desired::Stopped && (record.forced || !how.force);
-        Ok((!stops_already).then_some(wanted))
-    })
-    .await
+    let request = Request {
+        app,
+        ctx,
+        scope: &scope,
+        once: &once,
+        kind: OperationKind::Stop,
+        vm,
+    };
+    request
+        .change(|view| {
+            let record = &view.record.value;
+            let wanted = Wanted {
+                stop_timeout_s,
+                ..Wanted::power(record, Desired::Stopped, how.force)
+            };
+            let stops_already = record.desired == Desired::Stopped && (record.forced || !how.force);
+            Ok((!stops_already).then_some(wanted))
+        })
+        .await
 }
 
 /// Asks for deletion. It is done when the node has reported that nothing is left.
@@ -130,60 +149,111 @@ pub(crate) async fn delete(
 ) -> Result<Vm, ApiError> {
     let scope = app.in_project(ctx, "vmc.vm.delete", project)?;
     let once = Once::new(scope.store, Some(scope.project.id), key, "delete_vm", &vm)?;
-    change(app, &scope, &once, vm, |view| {
-        let record = &view.record.value;
-        let wanted = Wanted::power(record, Desired::Deleted, true);
-        Ok((record.desired != Desired::Deleted).then_some(wanted))
-    })
-    .await
+    let request = Request {
+        app,
+        ctx,
+        scope: &scope,
+        once: &once,
+        kind: OperationKind::Delete,
+        vm,
+    };
+    request
+        .change(|view| {
+            let record = &view.record.value;
+            let wanted = Wanted::power(record, Desired::Deleted, true);
+            Ok((record.desired != Desired::Deleted).then_some(wanted))
+        })
+        .await
 }
 
-/// Changes what is wanted of a VM, if `decide` says that it has to be changed. A VM that is being deleted stays so.
-pub(super) async fn change(
-    app: &App,
-    scope: &Scope<'_>,
-    once: &Once<'_>,
-    vm: &str,
-    decide: impl Fn(&VmView) -> Result<Option<Wanted>, ApiError>,
-) -> Result<Vm, ApiError> {
-    let domain = &app.config().domain;
-    for _ in 0..MAX_CONTENTION {
-        if let Some(earlier) = once.earlier().await? {
-            return Ok(earlier);
-        }
-        let before = find(scope, vm).await?;
-        let Some(wanted) = decide(&before)? else {
-            let record = &before.record;
-            let key = keys::vm(record.value.project_id, record.value.id);
-            let answer = wire::vm(&before, domain);
-            if once.keep(&answer, vec![unchanged(&key, record.revision)]).await? {
+/// A request to one VM.
+pub(super) struct Request<'a> {
+    pub(super) app: &'a App,
+    pub(super) ctx: &'a OpContext,
+    pub(super) scope: &'a Scope<'a>,
+    pub(super) once: &'a Once<'a>,
+    pub(super) kind: OperationKind,
+    pub(super) vm: &'a str,
+}
+
+impl Request<'_> {
+    /// Changes what is wanted of the VM, if `decide` says that it has to be changed, and begins an operation. A VM that
+    /// is being deleted stays so.
+    pub(super) async fn change(
+        &self,
+        decide: impl Fn(&VmView) -> Result<Option<Wanted>, ApiError>,
+    ) -> Result<Vm, ApiError> {
+        for _ in 0..MAX_CONTENTION {
+            if let Some(earlier) = self.once.earlier().await? {
+                return Ok(earlier);
+            }
+            let before = find(self.scope, self.vm).await?;
+            let done = match decide(&before)? {
+                Some(wanted) => self.write(&before, wanted).await?,
+                None => self.write_operation(&before).await?,
+            };
+            if let Some(answer) = done {
                 return Ok(answer);
             }
-            continue;
-        };
+        }
+        Err(ApiError::new(
+            ErrorKind::Unavailable,
+            format!("VM `{}` is being changed by too many at once", self.vm),
+        )
+        .hint("try again"))
+    }
+
+    /// Writes what is wanted from now on; the operation that is open ends thereby. `None`: read again.
+    async fn write(&self, before: &VmView, wanted: Wanted) -> Result<Option<Vm>, ApiError> {
         if before.record.value.desired == Desired::Deleted {
             return Err(ApiError::new(
                 ErrorKind::FailedPrecondition,
-                format!("VM `{vm}` is being deleted"),
+                format!("VM `{}` is being deleted", self.vm),
             )
             .hint("create a new one when it is gone"));
         }
+        let (store, now) = (self.scope.store, now_ms());
         let mut after = before.clone();
         after.record.value = wanted.of(&before.record.value);
-        let answer = wire::vm(&after, domain);
-        let along = once.along(&answer)?;
-        let stored = scope
-            .store
-            .change_wanted(&before.record, &after.record.value, along);
-        if stored.await? {
-            return Ok(answer);
+        let begun = operation::begin(self.ctx, self.kind, &mut after.record.value, now);
+        let answer = wire::vm(&after, &self.app.config().domain);
+        let mut along = self.once.along(&answer)?.and(beginning(&begun)?);
+        if let Some(open) = store.open_operation(&before.record.value).await? {
+            let ended = open.value.clone().end(Some(operation::superseded(&begun)), now);
+            along = along.and(replacing(&open, &ended)?);
         }
+        let written = store.change_wanted(&before.record, &after.record.value, along);
+        Ok(written.await?.then_some(answer))
     }
-    Err(ApiError::new(
-        ErrorKind::Unavailable,
-        format!("VM `{vm}` is being changed by too many at once"),
-    )
-    .hint("try again"))
+
+    /// The VM is wanted as it is asked for already. That is the business of its open operation, or else of one that
+    /// begins where the VM is. `None`: read again.
+    async fn write_operation(&self, before: &VmView) -> Result<Option<Vm>, ApiError> {
+        let (store, now) = (self.scope.store, now_ms());
+        let record = &before.record;
+        let domain = &self.app.config().domain;
+        if store.open_operation(&record.value).await?.is_some() {
+            let answer = wire::vm(before, domain);
+            let key = keys::vm(record.value.project_id, record.value.id);
+            let guard = unchanged(&key, record.revision);
+            return Ok(self.once.keep(&answer, vec![guard]).await?.then_some(answer));
+        }
+        let mut after = before.clone();
+        let mut begun = operation::begin(self.ctx, self.kind, &mut after.record.value, now);
+        let seen = before.observed.as_ref();
+        if let Some(seen) = seen.filter(|seen| seen.value.epoch == record.value.placed.epoch) {
+            begun = begun.after(&seen.value, now);
+        }
+        let answer = wire::vm(&after, domain);
+        let mut along = self.once.along(&answer)?.and(beginning(&begun)?);
+        // What it was judged by must still be so: nobody else would look at it soon.
+        let observed = keys::observed(record.value.id);
+        along
+            .guards
+            .push(unchanged(&observed, seen.map_or(0, |seen| seen.revision)));
+        let written = store.note_operation(record, &after.record.value, along);
+        Ok(written.await?.then_some(answer))
+    }
 }
 
 /// The VM, if it runs on a node that answers.

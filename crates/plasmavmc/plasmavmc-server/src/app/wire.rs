@@ -1,11 +1,16 @@
 //! Records as the REST interface shows them.
 
-use plasmavmc_client::types::{Group, GroupMember, GroupRule, Image, Node, NodeState, Power, Vm, VmState};
-use plasmavmc_core::{Desired, Phase, Shown, shown_state};
+use hearth_types::Name;
+use plasmavmc_client::types::{
+    Group, GroupMember, GroupRule, Image, Node, NodeState, Operation, OperationState as Progress,
+    OperationStep, Power, Vm, VmState,
+};
+use plasmavmc_core::{Desired, OperationState, Phase, Shown, shown_state};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::store::node::NodeSnapshot;
+use crate::store::operation::OperationRecord;
 use crate::store::records::{GroupRecord, ImageRecord, ObservedRecord};
 use crate::store::vm::VmView;
 
@@ -53,6 +58,7 @@ pub(crate) fn vm(view: &VmView, domain: &str) -> Vm {
         accelerator: seen
             .map(|seen| seen.accelerator.clone())
             .filter(|text| !text.is_empty()),
+        operation: record.operation.map(|last| last.id.to_string()),
         epoch: record.placed.epoch,
         generation: record.generation,
         observed_generation: seen.map_or(0, |seen| seen.generation),
@@ -88,6 +94,34 @@ fn reason(shown: Shown, seen: Option<&ObservedRecord>, node: &str, alive: bool) 
         Shown::Deleting | Shown::Phase(_) => seen
             .map(|seen| seen.reason.clone())
             .filter(|reason| !reason.is_empty()),
+    }
+}
+
+pub(crate) fn operation(record: &OperationRecord, project: &Name) -> Operation {
+    Operation {
+        id: record.id.to_string(),
+        kind: record.kind.as_str().to_owned(),
+        project: project.clone(),
+        vm: record.vm_name.clone(),
+        vm_id: record.vm,
+        who: record.who.clone(),
+        state: match record.state {
+            OperationState::Pending => Progress::Pending,
+            OperationState::Running => Progress::Running,
+            OperationState::Done => Progress::Done,
+            OperationState::Failed => Progress::Failed,
+        },
+        steps: record
+            .steps
+            .iter()
+            .map(|step| OperationStep {
+                name: step.name.clone(),
+                at: rfc3339(step.at_ms),
+            })
+            .collect(),
+        error: record.error.clone(),
+        created_at: rfc3339(record.created_at_ms),
+        ended_at: record.ended_at_ms.map(rfc3339),
     }
 }
 

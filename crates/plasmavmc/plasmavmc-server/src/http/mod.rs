@@ -4,6 +4,7 @@ mod console;
 mod extract;
 mod images;
 mod nodes;
+mod operations;
 mod projects;
 mod vms;
 
@@ -53,6 +54,8 @@ fn api() -> (Router<App>, utoipa::openapi::OpenApi) {
         .routes(routes!(vms::pause))
         .routes(routes!(vms::resume))
         .routes(routes!(console::open))
+        .routes(routes!(operations::list))
+        .routes(routes!(operations::get))
         .routes(routes!(images::list))
         .routes(routes!(images::get, images::import, images::delete))
         .routes(routes!(nodes::list))

@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use hearth_types::{ImageId, Name, ProjectId, VmId};
+use uuid::Uuid;
 
 pub(crate) const VMS: &str = "/plasmavmc/v1/vms/";
 pub(crate) const OBSERVED: &str = "/plasmavmc/v1/observed/";
@@ -13,6 +14,7 @@ pub(crate) const ADDRESSES: &str = "/plasmavmc/v1/addresses/";
 pub(crate) const VM_NAMES: &str = "/plasmavmc/v1/vmnames/";
 pub(crate) const IDEMPOTENCY: &str = "/plasmavmc/v1/idempotency/";
 pub(crate) const REQUESTS: &str = "/plasmavmc/v1/requests/";
+pub(crate) const OPERATIONS: &str = "/plasmavmc/v1/operations/";
 pub(crate) const IMAGES: &str = "/plasmavmc/v1/images/";
 pub(crate) const IMAGE_NAMES: &str = "/plasmavmc/v1/imagenames/";
 pub(crate) const QUOTAS: &str = "/plasmavmc/v1/quotas/";
@@ -70,6 +72,14 @@ pub(crate) fn request(project: Option<ProjectId>, key: &str) -> String {
         Some(project) => format!("{REQUESTS}{project}/{key}"),
         None => format!("{REQUESTS}cluster/{key}"),
     }
+}
+
+pub(crate) fn operation(project: ProjectId, id: Uuid) -> String {
+    format!("{OPERATIONS}{project}/{id}")
+}
+
+pub(crate) fn operations_of(project: ProjectId) -> String {
+    format!("{OPERATIONS}{project}/")
 }
 
 pub(crate) fn quota(project: ProjectId) -> String {

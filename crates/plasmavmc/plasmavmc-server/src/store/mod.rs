@@ -7,6 +7,7 @@ pub(crate) mod image;
 pub(crate) mod keys;
 pub(crate) mod node;
 pub(crate) mod observe;
+pub(crate) mod operation;
 pub(crate) mod power;
 pub(crate) mod quota;
 pub(crate) mod records;

@@ -50,7 +50,7 @@ impl Store {
                 Err(refused) => return Ok(Observed::Refused(refused)),
             };
             let done = if effects.release {
-                self.release_vm(&record, None)
+                self.release_vm(&record, None, seen.accepted_at_ms)
                     .await?
                     .then_some(Observed::Released)
             } else {
@@ -96,6 +96,7 @@ impl Store {
             ),
             Publication::Delete => Op::delete(name.key()),
         };
+        let operation = self.advancing(record, seen, seen.accepted_at_ms).await?;
         let observed_key = keys::observed(record.id);
         let guards = [
             unchanged(&keys::vm(record.project_id, record.id), vm.revision),
@@ -103,7 +104,9 @@ impl Store {
         ];
         let txn = Txn::new()
             .when(guards)
-            .then([encode(&observed_key, seen)?, name_op]);
+            .when(operation.guards)
+            .then([encode(&observed_key, seen)?, name_op])
+            .then(operation.writes);
         Ok(self.txn("accepting an observation", txn).await?.succeeded)
     }
 

@@ -43,6 +43,24 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Writes which operation of a VM is the last, if the VM is as it was read. False when it is not.
+    pub(crate) async fn note_operation(
+        &self,
+        vm: &Stored<VmRecord>,
+        record: &VmRecord,
+        along: Along,
+    ) -> Result<bool, StoreError> {
+        let vm_key = keys::vm(record.project_id, record.id);
+        let txn = Txn::new()
+            .when([unchanged(&vm_key, vm.revision)])
+            .when(along.guards)
+            .then([encode(&vm_key, record)?])
+            .then(along.writes);
+        Ok(self.txn("noting an operation", txn).await?.succeeded)
+    }
+}
+
 impl Wanted {
     /// As it is wanted now; to be changed.
     pub(crate) const fn now(vm: &VmRecord) -> Self {

@@ -11,6 +11,8 @@ use plasmavmc_core::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::operation::OperationRef;
+
 /// The version that this build writes.
 pub(crate) const VERSION: u32 = 1;
 
@@ -71,6 +73,9 @@ pub(crate) struct VmRecord {
     pub(crate) created_at_ms: i64,
     /// The idempotency key that an older server has created it with, freed together with it.
     pub(crate) idempotency_key: Option<String>,
+    /// What was asked of it last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) operation: Option<OperationRef>,
     /// What it asks of its node.
     #[serde(default)]
     pub(crate) wishes: Wishes,

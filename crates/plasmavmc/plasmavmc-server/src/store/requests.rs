@@ -43,6 +43,15 @@ pub(crate) struct Along {
     pub(crate) writes: Vec<Op>,
 }
 
+impl Along {
+    /// Both together.
+    pub(crate) fn and(mut self, other: Self) -> Self {
+        self.guards.extend(other.guards);
+        self.writes.extend(other.writes);
+        self
+    }
+}
+
 /// How long and how many records of a kind are kept.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Keep {

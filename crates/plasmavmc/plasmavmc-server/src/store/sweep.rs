@@ -130,7 +130,7 @@ impl Store {
         for vm in &picture.vms {
             match next_step(vm.value.desired, picture.phase_of(&vm.value)) {
                 Step::Release => {
-                    swept.released += u64::from(self.release_vm(vm, Some(leader.clone())).await?)
+                    swept.released += u64::from(self.release_vm(vm, Some(leader.clone()), now_ms).await?)
                 }
                 step @ (Step::NodeActs | Step::Settled | Step::Lost) => {
                     let acts =

@@ -229,6 +229,7 @@ impl Store {
         &self,
         vm: &Stored<VmRecord>,
         leader: Option<Compare>,
+        now_ms: i64,
     ) -> Result<bool, StoreError> {
         let record = &vm.value;
         // The turns are never closed, and if they were: without one it is only slower.
@@ -262,7 +263,13 @@ impl Store {
             alloc.value.alloc.release(record.id);
             freed.push(alloc_op(&alloc_key, &alloc.value)?);
         }
-        let txn = Txn::new().when(guards).when(leader).then(freed);
+        let operation = self.completing(record, now_ms).await?;
+        let txn = Txn::new()
+            .when(guards)
+            .when(operation.guards)
+            .when(leader)
+            .then(freed)
+            .then(operation.writes);
         Ok(self.txn("freeing a VM", txn).await?.succeeded)
     }
 }

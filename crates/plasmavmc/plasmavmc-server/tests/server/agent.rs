@@ -140,6 +140,12 @@ impl SimAgent {
         self.store.lease_revoke(self.lease).await.unwrap();
     }
 
+    /// The agent is gone, its node's session is not yet.
+    pub(crate) async fn hang_up(&self) {
+        self.tasks.stop("the test hangs up");
+        assert!(self.tasks.finished(crate::harness::PATIENCE).await);
+    }
+
     pub(crate) fn guests(&self) -> Vec<Guest> {
         self.memory.lock().unwrap().guests.values().cloned().collect()
     }

@@ -389,11 +389,18 @@ impl Cluster {
         client.upload_image(&upload, |_, _| {}).await.unwrap();
     }
 
-    /// All keys below `/plasmavmc/` but those of images, nodes' descriptions, sessions, the election and
-    /// remembered requests.
+    /// All keys below `/plasmavmc/` but those of images, nodes' descriptions, sessions, the election,
+    /// remembered requests and operations.
     pub(crate) async fn keys_of_vms(&self) -> Vec<String> {
         let listing = self.store.list(PREFIX).await.unwrap();
-        let lasting = ["/images/", "/imagenames/", "/sessions/", "/leader", "/requests/"];
+        let lasting = [
+            "/images/",
+            "/imagenames/",
+            "/sessions/",
+            "/leader",
+            "/requests/",
+            "/operations/",
+        ];
         listing
             .kvs
             .iter()

@@ -15,6 +15,7 @@ mod idempotency;
 mod images;
 mod lifecycle;
 mod openapi;
+mod operations;
 mod placement;
 mod races;
 mod restarts;

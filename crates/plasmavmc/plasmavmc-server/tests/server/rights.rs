@@ -23,9 +23,8 @@ fn request(operation: &str) -> (&'static str, Option<&'static str>) {
         ),
         "list_vms" | "get_vm" | "delete_vm" | "start_vm" | "stop_vm" | "reset_vm" | "pause_vm"
         | "resume_vm" | "open_console" | "list_images" | "get_image" | "delete_image" | "list_nodes"
-        | "get_node" | "get_quota" | "list_groups" | "get_group" | "delete_group" | "explain_vm" => {
-            ("", None)
-        }
+        | "get_node" | "get_quota" | "list_operations" | "get_operation" | "list_groups" | "get_group"
+        | "delete_group" | "explain_vm" => ("", None),
         other => {
             panic!("the operation `{other}` is new: say here how to call it, and renew the picture below")
         }
@@ -40,6 +39,7 @@ fn verdict(status: u16, body: &str) -> String {
         404 if body.contains("no image") => "image",
         404 if body.contains("no group") => "group",
         404 if body.contains("no node") => "node",
+        404 if body.contains("no operation") => "operation",
         404 => "it",
         _ => "",
     };
@@ -113,6 +113,7 @@ async fn every_operation_answers_every_kind_of_caller_as_drawn() {
                     .replace("{vm}", "ghost")
                     .replace("{group}", "ghost")
                     .replace("{node}", "ghost")
+                    .replace("{operation}", "ghost")
                     .replace("{name}", if id == "import_image" { "abc" } else { "ghost" });
                 let url = format!("https://{}{path}{query}", server.address);
                 let mut call = http.request(method.to_uppercase().parse().unwrap(), url);
@@ -143,6 +144,8 @@ async fn every_operation_answers_every_kind_of_caller_as_drawn() {
         create_group     401         401         403         400         400         404-project 400
         get_group        401         401         404-group   404-group   404-group   404-project 404-group
         delete_group     401         401         403         404-group   404-group   404-project 404-group
+        list_operations  401         401         200         200         200         404-project 200
+        get_operation    401         401         404-operation 404-operation 404-operation 404-project 404-operation
         get_quota        401         401         200         200         200         404-project 200
         set_quota        401         401         403         403         403         403         200
         list_vms         401         401         200         200         200         404-project 200
