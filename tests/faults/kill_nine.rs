@@ -6,13 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use hearth_tests::guest::{self, Console};
-use hearth_tests::{Cmd, Output, Platform, is_left_out, leaks, send, store, wait};
+use hearth_tests::{Platform, is_left_out, leaks, repeat, send, store, wait};
 use nix::sys::signal::Signal;
-
-/// A request is repeated this often before the test gives up on it.
-const ATTEMPTS: u32 = 30;
-/// Exit codes that say "not now": unavailable, deadline exceeded, conflict, failed precondition.
-const NOT_NOW: [i32; 4] = [10, 11, 7, 8];
 
 #[test]
 fn no_kill_touches_a_guest_and_everything_converges() -> Result<()> {
@@ -171,24 +166,4 @@ fn churn(platform: &Platform, enough: &AtomicBool) -> Result<Churned> {
         all.repeated += repeat(|| platform.hearth(&delete), |output| output.code == Some(4))?;
     }
     Ok(all)
-}
-
-/// Runs a command until it succeeds; how often it was repeated. Whatever fails must say so clearly, and be of a kind
-/// that passes; `done` says which failure means that an earlier attempt had done it.
-fn repeat(command: impl Fn() -> Cmd, done: impl Fn(&Output) -> bool) -> Result<u32> {
-    let mut last = None;
-    for attempt in 0..ATTEMPTS {
-        let output = command().run()?;
-        if output.code == Some(0) || (attempt > 0 && done(&output)) {
-            return Ok(attempt);
-        }
-        let code = output.code.context("ended by a signal")?;
-        ensure!(
-            NOT_NOW.contains(&code) && output.stderr.contains("error: "),
-            "not a clear `not now`: {output}"
-        );
-        last = Some(output);
-        thread::sleep(Duration::from_secs(1));
-    }
-    anyhow::bail!("no success in {ATTEMPTS} attempts: {last:?}")
 }

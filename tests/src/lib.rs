@@ -18,6 +18,7 @@ pub mod guest;
 mod image;
 pub mod leaks;
 mod platform;
+mod repeat;
 mod sandbox;
 pub mod store;
 pub mod wait;
@@ -25,6 +26,7 @@ pub mod wait;
 pub use cmd::{Cmd, Output};
 pub use image::tiny_image;
 pub use platform::Platform;
+pub use repeat::repeat;
 pub use sandbox::{Need, Sandbox, is_running, send};
 
 use std::path::PathBuf;

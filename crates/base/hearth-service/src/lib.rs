@@ -15,6 +15,7 @@
 pub mod client;
 pub mod config;
 pub mod error;
+pub mod fail_points;
 pub mod health;
 pub mod pki;
 pub mod server;

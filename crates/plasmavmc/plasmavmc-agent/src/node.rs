@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use hearth_service::fail_points::FailPoints;
 use hearth_service::tasks::{Kind, Tasks, chain};
 use plasmavmc_client::agent::{Assignment, NodeStatus};
 use plasmavmc_hypervisor::{HypervisorRegistry, MachineId};
@@ -63,6 +64,7 @@ pub(crate) struct Node {
     pub(crate) network: Network,
     pub(crate) observations: Observations,
     pub(crate) tasks: Tasks,
+    pub(crate) fail_points: FailPoints,
     journal: Journal,
     owned: Mutex<Owned>,
 }
@@ -92,6 +94,7 @@ impl Node {
             tasks,
         } = parts;
         let node = Arc::new(Self {
+            fail_points: FailPoints::below(&data_dir),
             config,
             data_dir,
             registry,

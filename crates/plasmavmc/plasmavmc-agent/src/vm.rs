@@ -378,6 +378,7 @@ impl Actor {
             .image
             .as_ref()
             .ok_or_else(|| Trouble::Spec("the specification has no image".into()))?;
+        self.node.fail_points.reach("agent.start.journaled").await;
         self.report(wanted, VmState::Preparing, String::new());
         let guest = Guest::from_spec(&self.id, spec)?;
         let in_use = self.node.images_in_use();
@@ -395,7 +396,9 @@ impl Actor {
             "raw" => ImageFormat::Raw,
             other => return Err(Trouble::Spec(format!("image format `{other}`"))),
         };
+        self.node.fail_points.reach("agent.start.image").await;
         let attachment = self.node.network.attach(&guest, false).await?;
+        self.node.fail_points.reach("agent.start.network").await;
         self.report(wanted, VmState::Starting, String::new());
         let machine_spec = MachineSpec {
             id: self.id.clone(),
@@ -414,6 +417,7 @@ impl Actor {
         };
         match hypervisor.start(&machine_spec).await {
             Ok(machine) => {
+                self.node.fail_points.reach("agent.start.started").await;
                 self.open_console(&*machine).await;
                 self.machine = Some(machine);
                 Ok(Next::Again)
@@ -482,9 +486,13 @@ impl Actor {
         if let Some(mut machine) = self.machine.take() {
             machine.end().await?;
         }
+        self.node.fail_points.reach("agent.delete.ended").await;
         hypervisor.delete(&self.id).await?;
+        self.node.fail_points.reach("agent.delete.files").await;
         self.node.network.detach(&self.id).await?;
+        self.node.fail_points.reach("agent.delete.network").await;
         self.node.note_gone(&self.id)?;
+        self.node.fail_points.reach("agent.delete.noted").await;
         self.how = Held::WasOff;
         self.tell_holders();
         Ok(Next::Gone)

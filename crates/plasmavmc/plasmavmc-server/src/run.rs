@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use chainfire_client::Client;
+use hearth_service::fail_points::FailPoints;
 use hearth_service::health::Health;
 use hearth_service::server::{BindError, Listener, ServeOptions};
 use hearth_service::tasks::{Kind, Tasks};
@@ -62,6 +63,8 @@ pub struct Parts {
     pub authorizer: Authorizer,
     /// PlasmaVMC's own settings.
     pub config: PlasmaConfig,
+    /// Where tests cut it off.
+    pub fail_points: FailPoints,
 }
 
 /// Runs the server until `tasks` stop.
@@ -75,6 +78,7 @@ pub async fn run(config: Config, tasks: Tasks) -> Result<(), RunError> {
     let chainfire = Client::connect(&config.chainfire_client, Some(identity.clone()))?;
     let rights = AuthorizerConfig::new(&config.plasmavmc.aegis_url, &config.plasmavmc.domain);
     let authorizer = Authorizer::start(chainfire.clone(), rights, &tasks).await?;
+    let fail_points = FailPoints::below(&config.service.data_dir);
     let parts = Parts {
         name: config.service.name,
         data_dir: config.service.data_dir,
@@ -82,6 +86,7 @@ pub async fn run(config: Config, tasks: Tasks) -> Result<(), RunError> {
         chainfire,
         authorizer,
         config: config.plasmavmc,
+        fail_points,
     };
     serve(parts, listener, tasks).await
 }
@@ -98,6 +103,7 @@ pub async fn serve(parts: Parts, listener: Listener, tasks: Tasks) -> Result<(),
         chainfire,
         authorizer,
         config,
+        fail_points,
     } = parts;
     let images = ImageFiles::open(&data_dir, config.image_limits())
         .await
@@ -105,7 +111,7 @@ pub async fn serve(parts: Parts, listener: Listener, tasks: Tasks) -> Result<(),
             path: data_dir,
             source,
         })?;
-    let store = Store::new(chainfire);
+    let store = Store::new(chainfire, fail_points);
     let hub = Hub::new(
         store.clone(),
         authorizer.clone(),

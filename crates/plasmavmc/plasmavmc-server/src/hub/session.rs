@@ -345,6 +345,7 @@ impl Session {
             }
         }
         self.revision = revision;
+        self.hub.0.store.fail_points().reach("assign.telling").await;
         let mut parts = convert::in_parts(upserts, MAX_SYNC_BYTES).into_iter();
         self.tell_delta(parts.next().unwrap_or_default(), removed).await?;
         for upserts in parts {

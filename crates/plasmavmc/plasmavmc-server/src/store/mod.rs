@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use chainfire_client::{Client, Compare, KeyValue, Op, OpOutcome, Txn, TxnOutcome};
 use hearth_service::error::{ApiError, ErrorKind};
+use hearth_service::fail_points::FailPoints;
 use records::{Record, VERSION};
 
 use crate::turns::Turns;
@@ -86,14 +87,20 @@ pub(crate) struct Stored<T> {
 pub(crate) struct Store {
     client: Client,
     freeing: Arc<Turns>,
+    fail_points: FailPoints,
 }
 
 impl Store {
-    pub(crate) fn new(client: Client) -> Self {
+    pub(crate) fn new(client: Client, fail_points: FailPoints) -> Self {
         Self {
             client,
             freeing: Arc::new(Turns::new()),
+            fail_points,
         }
+    }
+
+    pub(crate) const fn fail_points(&self) -> &FailPoints {
+        &self.fail_points
     }
 
     pub(crate) const fn client(&self) -> &Client {

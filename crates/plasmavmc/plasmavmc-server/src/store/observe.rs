@@ -107,7 +107,10 @@ impl Store {
             .when(operation.guards)
             .then([encode(&observed_key, seen)?, name_op])
             .then(operation.writes);
-        Ok(self.txn("accepting an observation", txn).await?.succeeded)
+        self.fail_points().reach("observe.heard").await;
+        let outcome = self.txn("accepting an observation", txn).await?;
+        self.fail_points().reach("observe.written").await;
+        Ok(outcome.succeeded)
     }
 
     async fn vm_and_observed(

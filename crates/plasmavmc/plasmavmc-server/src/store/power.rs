@@ -39,7 +39,10 @@ impl Store {
                 encode(&keys::assign(&record.placed.node, record.id), &assign)?,
             ])
             .then(along.writes);
-        Ok(self.txn("changing a VM", txn).await?.succeeded)
+        self.fail_points().reach("change.decided").await;
+        let outcome = self.txn("changing a VM", txn).await?;
+        self.fail_points().reach("change.written").await;
+        Ok(outcome.succeeded)
     }
 }
 

@@ -68,7 +68,10 @@ pub(crate) enum Created {
 impl Store {
     /// Creates a VM with its claim, address, name and assignment, or nothing at all.
     pub(crate) async fn create_vm(&self, creation: &Creation<'_>) -> Result<Created, StoreError> {
-        match self.txn("creating a VM", creation_txn(creation)?).await {
+        self.fail_points.reach("create.decided").await;
+        let outcome = self.txn("creating a VM", creation_txn(creation)?).await;
+        self.fail_points.reach("create.written").await;
+        match outcome {
             Ok(outcome) if outcome.succeeded => Ok(Created::Done(outcome.revision)),
             Ok(outcome) => {
                 let claim = |index| {
@@ -270,7 +273,10 @@ impl Store {
             .when(leader)
             .then(freed)
             .then(operation.writes);
-        Ok(self.txn("freeing a VM", txn).await?.succeeded)
+        self.fail_points.reach("release.decided").await;
+        let outcome = self.txn("freeing a VM", txn).await?;
+        self.fail_points.reach("release.written").await;
+        Ok(outcome.succeeded)
     }
 }
 

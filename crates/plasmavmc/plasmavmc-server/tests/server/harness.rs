@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use chainfire_client::{Client, ClientConfig};
 use hearth_service::config::TlsConfig;
+use hearth_service::fail_points::FailPoints;
 use hearth_service::pki::{Authority, LEAF_LIFETIME, LeafRequest};
 use hearth_service::server::Listener;
 use hearth_service::tasks::{Kind, Tasks};
@@ -196,6 +197,8 @@ pub(crate) struct Cluster {
 /// One running server, on a runtime of its own so that it can be killed.
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
+    /// Where it can be cut off.
+    pub(crate) fail_points: FailPoints,
     tasks: Tasks,
     runtime: Option<Runtime>,
 }
@@ -313,6 +316,8 @@ impl Cluster {
         );
         let (store, authorizer) = (self.process.endpoint.clone(), self.world.authorizer());
         let secure = self.process.secure;
+        let fail_points = FailPoints::here();
+        let points = fail_points.clone();
         let (say, bound) = tokio::sync::oneshot::channel();
         let stop = tasks.clone();
         let inside = runtime.enter();
@@ -327,6 +332,7 @@ impl Cluster {
                 chainfire,
                 authorizer,
                 config,
+                fail_points: points,
             };
             serve(parts, listener, stop).await.map_err(Into::into)
         });
@@ -334,6 +340,7 @@ impl Cluster {
         let address = bound.await.expect("the server starts");
         Server {
             address,
+            fail_points,
             tasks,
             runtime: Some(runtime),
         }

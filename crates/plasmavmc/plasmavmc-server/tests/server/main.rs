@@ -9,6 +9,7 @@
 
 mod acts;
 mod agent;
+mod crash;
 mod fill;
 mod harness;
 mod idempotency;
