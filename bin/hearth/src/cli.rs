@@ -82,6 +82,9 @@ pub(crate) enum Command {
     /// What a project's VMs may take
     #[command(subcommand)]
     Quota(Quota),
+    /// Zones of the name server
+    #[command(subcommand)]
+    Dns(Dns),
     /// Users, projects and rights
     #[command(subcommand)]
     Iam(Iam),
@@ -139,6 +142,9 @@ pub(crate) struct Login {
     /// PlasmaVMC's address; Aegis's host with port 8444 when absent
     #[arg(long, requires = "url")]
     pub(crate) vm_url: Option<String>,
+    /// Address of FlashDNS's API; Aegis's host with port 8081 when absent
+    #[arg(long, requires = "url")]
+    pub(crate) dns_url: Option<String>,
     /// The cluster's CA certificate
     #[arg(long, requires = "url")]
     pub(crate) ca: Option<PathBuf>,
@@ -402,6 +408,32 @@ fn label_change(text: &str) -> Result<(String, Option<String>), String> {
             .map(|(key, value)| (key, Some(value)))
             .map_err(|_| "give KEY=VALUE to set a label, KEY- to take one away".to_owned()),
     }
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Dns {
+    /// Lists the zones that you may see
+    Zones,
+    /// Prints a zone's stored records as a zone file; those of running VMs are not in it
+    Export {
+        /// Such as default.hearth.internal
+        zone: String,
+        /// Write to this file instead
+        #[arg(long)]
+        file: Option<PathBuf>,
+    },
+    /// Replaces a zone's stored records by those of a zone file
+    ///
+    /// The file is checked as a whole first: with anything wrong in it, nothing is changed.
+    Import {
+        /// Such as default.hearth.internal
+        zone: String,
+        /// The zone file; - reads standard input
+        file: PathBuf,
+        /// Change nothing: say what would change
+        #[arg(long)]
+        dry_run: bool,
+    },
 }
 
 #[derive(Subcommand)]

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
+use flashdns_client::DnsClient;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use hearth_types::{ErrorKind, Name};
@@ -39,6 +40,9 @@ pub(crate) struct Settings {
     pub(crate) aegis: String,
     /// Base URL of PlasmaVMC.
     pub(crate) plasmavmc: String,
+    /// Base URL of FlashDNS's API; Aegis's host with port 8081 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) flashdns: Option<String>,
     /// The cluster's CA certificate.
     pub(crate) ca: PathBuf,
     /// Project that is meant when none is named.
@@ -185,6 +189,18 @@ impl Context {
             tls,
             Arc::new(Tokens(self.clone())),
         )?)
+    }
+
+    /// FlashDNS, as whoever is signed in.
+    pub(crate) async fn flashdns(&self) -> Result<DnsClient> {
+        let token = self.access_token().await?;
+        let settings = self.settings()?;
+        let url = settings.flashdns.unwrap_or_else(|| {
+            let aegis = &settings.aegis;
+            let host = aegis.rsplit_once(':').map_or(aegis.as_str(), |(host, _)| host);
+            format!("{host}:8081")
+        });
+        Ok(DnsClient::new(&url, &settings.ca, &token)?)
     }
 
     /// The project named, or the context's.

@@ -76,6 +76,9 @@ pub(crate) fn kind(error: &anyhow::Error) -> Option<ErrorKind> {
         if let Some(client) = cause.downcast_ref::<plasmavmc_client::ClientError>() {
             return client.kind();
         }
+        if let Some(client) = cause.downcast_ref::<flashdns_client::ClientError>() {
+            return client.kind();
+        }
         match cause.downcast_ref::<iam_client::ClientError>()? {
             iam_client::ClientError::Api { kind, .. } => Some(*kind),
             iam_client::ClientError::Unreachable { .. } => Some(ErrorKind::Unavailable),
@@ -95,6 +98,9 @@ fn details(error: &anyhow::Error) -> (Option<String>, Option<String>) {
         // PlasmaVMC's message carries its hint already.
         if let Some(plasmavmc_client::ClientError::Api { detail, .. }) = cause.downcast_ref() {
             return (None, detail.request_id.clone());
+        }
+        if let Some(flashdns_client::ClientError::Api(detail)) = cause.downcast_ref() {
+            return (detail.hint.clone(), detail.request_id.clone());
         }
         if let Some(iam_client::ClientError::Api { hint, request_id, .. }) = cause.downcast_ref() {
             return (hint.clone(), request_id.clone());

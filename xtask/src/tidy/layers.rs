@@ -41,6 +41,7 @@ const TABLE: &[(&str, Layer, &str)] = &[
     ("plasmavmc-contract", Layer::Frame, "plasmavmc"),
     ("chainfire-client", Layer::Client, "chainfire"),
     ("iam-client", Layer::Client, "aegis"),
+    ("flashdns-client", Layer::Client, "flashdns"),
     ("plasmavmc-client", Layer::Client, "plasmavmc"),
     ("chainfire-server", Layer::Server, "chainfire"),
     // For development only: nothing but xtask and its own tests may stand on it.

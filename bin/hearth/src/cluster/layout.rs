@@ -121,6 +121,10 @@ impl Layout {
         format!("https://127.0.0.1:{}", self.plasmavmc_port())
     }
 
+    pub(crate) fn flashdns_url(&self) -> String {
+        format!("https://127.0.0.1:{}", self.dns_api_port())
+    }
+
     pub(crate) fn pki(&self, file: &str) -> PathBuf {
         self.data.join("pki").join(file)
     }

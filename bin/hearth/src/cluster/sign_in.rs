@@ -40,6 +40,7 @@ pub(crate) async fn run(layout: &Layout, context: &Context) -> Result<bool> {
     let settings = Settings {
         aegis: layout.aegis_url(),
         plasmavmc: layout.plasmavmc_url(),
+        flashdns: Some(layout.flashdns_url()),
         ca: layout.pki("ca.crt"),
         project: PROJECT.to_owned(),
         session: Some(session),

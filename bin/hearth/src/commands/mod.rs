@@ -2,6 +2,7 @@
 
 mod chainfire;
 mod console;
+mod dns;
 mod group;
 mod iam;
 mod image;
@@ -81,6 +82,7 @@ pub(crate) async fn run(cli: Cli) -> Result<()> {
         Command::Group(command) => group::run(&env, command).await,
         Command::Quota(command) => quota::run(&env, command).await,
         Command::Chainfire(command) => chainfire::run(&env, command).await,
+        Command::Dns(command) => dns::run(&env, command).await,
         Command::Iam(command) => iam::run(&env, command).await,
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "hearth", &mut std::io::stdout());

@@ -50,6 +50,7 @@ fn settings(env: &Env, login: &Login) -> Result<Settings> {
     Ok(Settings {
         aegis: url.clone(),
         plasmavmc,
+        flashdns: login.dns_url.clone(),
         ca: std::path::absolute(ca).context("the path of the CA certificate")?,
         project: "default".to_owned(),
         session: None,

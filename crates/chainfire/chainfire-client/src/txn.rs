@@ -20,6 +20,7 @@ pub struct Compare(pb::Compare);
 #[derive(Debug, Clone)]
 pub struct CompareTarget<V> {
     key: Bytes,
+    range_end: Bytes,
     target: compare::CompareTarget,
     wrap: fn(V) -> compare::TargetUnion,
 }
@@ -82,12 +83,21 @@ fn target<V>(
 ) -> CompareTarget<V> {
     CompareTarget {
         key: Bytes::copy_from_slice(key.as_ref()),
+        range_end: Bytes::new(),
         target,
         wrap,
     }
 }
 
 impl<V> CompareTarget<V> {
+    /// Takes the key as a prefix: the condition must hold for every key under it. Where there is none, it is compared
+    /// as a key that does not exist.
+    #[must_use]
+    pub fn of_prefix(mut self) -> Self {
+        (self.key, self.range_end) = prefix_range(&self.key);
+        self
+    }
+
     /// Equal to `value`.
     pub fn equal(self, value: impl Into<V>) -> Compare {
         self.build(compare::CompareResult::Equal, value)
@@ -113,7 +123,7 @@ impl<V> CompareTarget<V> {
             result: result.into(),
             target: self.target.into(),
             key: self.key,
-            range_end: Bytes::new(),
+            range_end: self.range_end,
             target_union: Some((self.wrap)(value.into())),
         })
     }

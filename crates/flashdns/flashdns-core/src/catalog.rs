@@ -41,6 +41,35 @@ pub struct ZoneSettings {
     pub negative_ttl_s: u32,
 }
 
+impl ZoneSettings {
+    /// The zone's SOA with a serial.
+    ///
+    /// # Errors
+    /// [`RrSetError`] when the time to live is out of range.
+    pub fn soa(&self, serial: u32) -> Result<RrSet, RrSetError> {
+        let mut soa = [self.primary.wire(), self.mailbox.wire()].concat();
+        for field in [
+            serial,
+            self.refresh_s,
+            self.retry_s,
+            self.expire_s,
+            self.negative_ttl_s,
+        ] {
+            soa.extend(field.to_be_bytes());
+        }
+        RrSet::new(Rtype::SOA, self.ttl_s, vec![soa.into()])
+    }
+
+    /// The zone's NS.
+    ///
+    /// # Errors
+    /// [`RrSetError`] when the time to live is out of range or there is no server.
+    pub fn ns(&self) -> Result<RrSet, RrSetError> {
+        let servers = self.servers.iter().map(|server| server.wire().into());
+        RrSet::new(Rtype::NS, self.ttl_s, servers.collect())
+    }
+}
+
 /// A named machine that runs now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Host {
@@ -109,23 +138,7 @@ impl Catalog {
     /// # Errors
     /// [`RrSetError`] when a time to live is out of range or there is no server.
     pub fn add_zone(&mut self, settings: &ZoneSettings) -> Result<(), RrSetError> {
-        let servers = settings
-            .servers
-            .iter()
-            .map(|server| server.wire().into())
-            .collect();
-        let servers = RrSet::new(Rtype::NS, settings.ttl_s, servers)?;
-        let mut soa = [settings.primary.wire(), settings.mailbox.wire(), &[0; 4]].concat();
-        for field in [
-            settings.refresh_s,
-            settings.retry_s,
-            settings.expire_s,
-            settings.negative_ttl_s,
-        ] {
-            soa.extend(field.to_be_bytes());
-        }
-        let soa = RrSet::new(Rtype::SOA, settings.ttl_s, vec![soa.into()])?;
-        self.add_zone_records(&settings.apex, &soa, vec![servers])
+        self.add_zone_records(&settings.apex, &settings.soa(0)?, vec![settings.ns()?])
     }
 
     /// Adds a zone whose SOA is given as a record set, with other records at its apex.

@@ -1,13 +1,15 @@
 //! What the data of each type looks like: one table for reading and for writing it.
 //!
-//! A type that is not in the table is written in RFC 3597's form only. In it are not: LOC, SVCB and HTTPS,
-//! and what signing makes (RRSIG, NSEC, NSEC3).
+//! A type that is not in the table is written in RFC 3597's form only. In it is not what signing makes (RRSIG,
+//! NSEC, NSEC3). LOC, and the parameters of SVCB and HTTPS, have files of their own.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::{
+    loc,
     name::{self, DnsName},
     rr::{RrSet, Rtype},
+    svcb,
 };
 
 /// One word or quoted string.
@@ -19,6 +21,8 @@ pub(crate) struct Token<'t> {
     pub(crate) bytes: Vec<u8>,
     /// Where it starts in the whole text.
     pub(crate) at: usize,
+    /// A word with quotes behind its `=`, as only SVCB has them: `alpn="h2,h3"`.
+    pub(crate) is_pair: bool,
 }
 
 /// How names in data are read.
@@ -38,7 +42,7 @@ pub(crate) struct Wrong {
     pub(crate) reason: String,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Field {
     Name,
     U8,
@@ -60,9 +64,11 @@ enum Field {
     Hex,
     /// Base64 to the end, spaces allowed.
     Base64,
+    /// Parameters of SVCB to the end, perhaps none.
+    Params,
 }
 
-use Field::{Base64, Hex, Name, Period, Rest, Tag, Text, Texts, U8, U16, U32, V4, V6};
+use Field::{Base64, Hex, Name, Params, Period, Rest, Tag, Text, Texts, U8, U16, U32, V4, V6};
 
 /// Fields of a type's data, and what to tell whoever got it wrong.
 fn form(rtype: Rtype) -> Option<(&'static [Field], &'static str)> {
@@ -99,6 +105,10 @@ fn form(rtype: Rtype) -> Option<(&'static [Field], &'static str)> {
             "write usage, selector, matching type and data",
         ),
         61 => (&[Base64], "write the key in base64"),
+        64 | 65 => (
+            &[U16, Name, Params],
+            "write priority, target and parameters, such as `1 . alpn=h2,h3`",
+        ),
         256 => (
             &[U16, U16, Rest],
             "write priority, weight and a target in double quotes",
@@ -111,6 +121,7 @@ fn form(rtype: Rtype) -> Option<(&'static [Field], &'static str)> {
     })
 }
 
+const LOC: Rtype = Rtype(29);
 const GENERIC: &str = "write `\\#`, the number of bytes, and two hexadecimal digits for each";
 
 /// Reads a record's data into wire form.
@@ -123,6 +134,13 @@ pub(crate) fn parse(rtype: Rtype, tokens: &[Token<'_>], names: Names<'_>) -> Res
         ([Token { raw: "\\#", .. }, length, hex @ ..], _) => {
             generic(length, hex).ok_or_else(|| whole(GENERIC.to_owned()))?
         }
+        (tokens, _) if rtype == LOC => loc::parse(tokens).map_err(|at| Wrong {
+            token: (at < tokens.len()).then_some(at),
+            reason: match tokens.get(at) {
+                Some(token) => format!("`{:.40}` does not fit here: {}", token.raw, loc::HINT),
+                None => loc::HINT.to_owned(),
+            },
+        })?,
         (tokens, Some((fields, hint))) => typed(fields, hint, tokens, names)?,
         (_, None) => return Err(whole(GENERIC.to_owned())),
     };
@@ -154,6 +172,14 @@ fn typed(fields: &[Field], hint: &str, mut tokens: &[Token<'_>], names: Names<'_
     let (mut wire, count) = (Vec::new(), tokens.len());
     for field in fields {
         let token = Some(count - tokens.len());
+        if *field == Params {
+            let params = svcb::parse(std::mem::take(&mut tokens)).map_err(|(at, reason)| Wrong {
+                token: token.map(|token| token + at),
+                reason,
+            })?;
+            wire.extend(params);
+            break;
+        }
         let Some((first, behind)) = tokens.split_first() else {
             return Err(Wrong {
                 token: None,
@@ -194,6 +220,9 @@ fn put(
         let is_plain = token.raw.bytes().all(|digit| digit.is_ascii_digit());
         token.raw.parse().ok().filter(|_| is_plain).ok_or(None)
     }
+    if used.iter().any(|token| token.is_pair) {
+        return Err(Some("there is no space before an opening quote".to_owned()));
+    }
     match field {
         Name => {
             let name = match names {
@@ -221,6 +250,8 @@ fn put(
         }
         Rest => wire.extend(&first.bytes),
         Hex => wire.extend(digits(used).ok_or(None)?),
+        // Read in `typed`, as a whole.
+        Params => {}
         Base64 => {
             let text: Vec<u8> = used.iter().flat_map(|token| token.raw.bytes()).collect();
             wire.extend(unbase64(&text).ok_or(None)?);
@@ -256,7 +287,7 @@ pub(crate) fn period(text: &str) -> Option<u32> {
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
-fn unbase64(text: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn unbase64(text: &[u8]) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(text.len() / 4 * 3);
     let groups = text.chunks(4).len();
     for (at, group) in text.chunks(4).enumerate() {
@@ -275,7 +306,7 @@ fn unbase64(text: &[u8]) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-fn base64(bytes: &[u8]) -> String {
+pub(crate) fn base64(bytes: &[u8]) -> String {
     let mut text = String::new();
     for group in bytes.chunks(3) {
         let mut value = 0_u32;
@@ -293,6 +324,9 @@ fn base64(bytes: &[u8]) -> String {
 
 /// The presentation format of data; `None` where its type has no form, or the data is not of that form.
 pub(crate) fn show(rtype: Rtype, rdata: &[u8]) -> Option<String> {
+    if rtype == LOC {
+        return loc::show(rdata);
+    }
     let (fields, _) = form(rtype)?;
     let (mut shown, mut rest) = (Vec::new(), rdata);
     for field in fields {
@@ -303,10 +337,14 @@ pub(crate) fn show(rtype: Rtype, rdata: &[u8]) -> Option<String> {
             U32 | Period | V4 => 4,
             V6 => 16,
             Text | Tag => 1 + usize::from(*rest.first()?),
-            Texts | Rest | Hex | Base64 => rest.len(),
+            Texts | Rest | Hex | Base64 | Params => rest.len(),
         };
         let (mine, behind) = rest.split_at_checked(used)?;
         rest = behind;
+        if *field == Params {
+            shown.extend(svcb::show(mine)?);
+            continue;
+        }
         shown.push(show_field(*field, mine)?);
     }
     rest.is_empty().then(|| shown.join(" "))
@@ -330,6 +368,7 @@ fn show_field(field: Field, bytes: &[u8]) -> Option<String> {
         Rest => quoted(bytes),
         // Nothing cannot be written as a word.
         Hex | Base64 if bytes.is_empty() => return None,
+        Params => return None,
         Hex => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
         Base64 => base64(bytes),
     })
@@ -345,7 +384,7 @@ fn show_strings(mut rdata: &[u8]) -> Option<String> {
     (!shown.is_empty()).then(|| shown.join(" "))
 }
 
-fn quoted(bytes: &[u8]) -> String {
+pub(crate) fn quoted(bytes: &[u8]) -> String {
     let mut shown = String::from('"');
     for &byte in bytes {
         match byte {

@@ -97,16 +97,23 @@ impl<'t> Lexer<'t> {
                 raw,
                 bytes,
                 at: opened,
+                is_pair: false,
             }),
             Some(_) => Err(Fault::new(self.at, "there is no space behind a closing quote")),
         }
     }
 
     fn word(&mut self) -> Result<Token<'t>, Fault> {
-        let (start, mut bytes) = (self.at, Vec::new());
+        let (start, mut bytes, mut is_pair) = (self.at, Vec::new(), false);
         while let Some(byte) = self.peek() {
+            let before = self.at.checked_sub(1).and_then(|at| self.text.as_bytes().get(at));
             match byte {
                 b' ' | b'\t' | b'\r' | b'\n' | b';' | b'(' | b')' => break,
+                b'"' if self.at > start && before == Some(&b'=') => {
+                    bytes.extend(self.quoted()?.bytes);
+                    is_pair = true;
+                    break;
+                }
                 b'"' => return Err(Fault::new(self.at, "there is no space before an opening quote")),
                 byte => self.take(byte, &mut bytes)?,
             }
@@ -115,6 +122,7 @@ impl<'t> Lexer<'t> {
             raw: self.text.get(start..self.at).unwrap_or(""),
             bytes,
             at: start,
+            is_pair,
         })
     }
 

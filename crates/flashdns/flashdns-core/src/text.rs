@@ -123,11 +123,16 @@ fn tokens(data: &str) -> Result<Vec<Token<'_>>, &'static str> {
             Some(body) => (body, true),
             None => (rest, false),
         };
-        let (bytes, used) = token(body, quoted)?;
+        let (bytes, used, is_pair) = token(body, quoted)?;
         let (raw, behind) = body
             .split_at_checked(used)
             .ok_or("it is cut inside a character")?;
-        tokens.push(Token { raw, bytes, at: 0 });
+        tokens.push(Token {
+            raw,
+            bytes,
+            at: 0,
+            is_pair,
+        });
         rest = if quoted {
             behind.strip_prefix('"').ok_or("a quote is not closed")?
         } else {
@@ -141,14 +146,20 @@ fn tokens(data: &str) -> Result<Vec<Token<'_>>, &'static str> {
     Ok(tokens)
 }
 
-/// One token's bytes and the length of what it was written as.
-fn token(body: &str, quoted: bool) -> Result<(Vec<u8>, usize), &'static str> {
+/// One token's bytes, the length of what it was written as, and whether it is a pair (see [`Token`]).
+fn token(body: &str, quoted: bool) -> Result<(Vec<u8>, usize, bool), &'static str> {
     let text = body.as_bytes();
     let (mut bytes, mut at) = (Vec::new(), 0);
+    let before = |at: usize| at.checked_sub(1).and_then(|before| text.get(before)).copied();
     while let Some(&byte) = text.get(at) {
         match byte {
-            b'"' if quoted => return Ok((bytes, at)),
-            b' ' | b'\t' if !quoted => return Ok((bytes, at)),
+            b'"' if quoted => return Ok((bytes, at, false)),
+            b' ' | b'\t' if !quoted => return Ok((bytes, at, false)),
+            b'"' if before(at) == Some(b'=') => {
+                let (value, used, _) = token(body.get(at + 1..).unwrap_or(""), true)?;
+                bytes.extend(value);
+                return Ok((bytes, at + used + 2, true));
+            }
             0..=31 | 127 if byte != b'\t' => return Err("it must be one line without control characters"),
             b'(' | b')' | b';' | b'"' if !quoted => {
                 return Err("`(`, `)`, `;` and `\"` stand in quotes or behind `\\`");
@@ -168,7 +179,7 @@ fn token(body: &str, quoted: bool) -> Result<(Vec<u8>, usize), &'static str> {
     if quoted {
         Err("a quote is not closed")
     } else {
-        Ok((bytes, at))
+        Ok((bytes, at, false))
     }
 }
 

@@ -74,6 +74,15 @@ impl ZoneFile {
     /// # Errors
     /// [`ZoneFileError`] for the first thing that is wrong.
     pub fn read(text: &str, origin: &DnsName) -> Result<Self, ZoneFileError> {
+        Self::read_if(text, origin, &mut |_, _| Ok(()))
+    }
+
+    /// As [`ZoneFile::read`], with a rule of the caller's for each record: the reason why a type must not stand at a
+    /// name becomes the error of that place.
+    ///
+    /// # Errors
+    /// [`ZoneFileError`] for the first thing that is wrong.
+    pub fn read_if(text: &str, origin: &DnsName, rule: Rule<'_>) -> Result<Self, ZoneFileError> {
         if text.len() > MAX_ZONE_TEXT {
             let reason = format!("a zone file has at most {MAX_ZONE_TEXT} bytes");
             return Err(Fault::new(0, reason).locate(text));
@@ -85,6 +94,7 @@ impl ZoneFile {
             default_ttl_s: None,
             last_ttl_s: None,
             sets: BTreeMap::new(),
+            rule,
         };
         let read = reader.run(text).and_then(|()| reader.finish());
         read.map_err(|fault| fault.locate(text))
@@ -153,6 +163,9 @@ fn write_set(text: &mut String, name: &DnsName, set: &RrSet) {
     }
 }
 
+/// A caller's rule about what may stand in a file.
+pub type Rule<'r> = &'r mut dyn FnMut(&DnsName, Rtype) -> Result<(), String>;
+
 /// The records of one type at one name so far.
 struct Growing {
     ttl_s: u32,
@@ -169,6 +182,7 @@ struct Reader<'o> {
     default_ttl_s: Option<u32>,
     last_ttl_s: Option<u32>,
     sets: BTreeMap<(DnsName, Rtype), Growing>,
+    rule: Rule<'o>,
 }
 
 impl Reader<'_> {
@@ -213,6 +227,9 @@ impl Reader<'_> {
         if token.raw == "@" {
             return Ok(self.origin.clone());
         }
+        if token.is_pair {
+            return Err(Fault::new(token.at, "there is no space before an opening quote"));
+        }
         let wire = name::read(token.raw, self.origin.wire());
         wire.and_then(|wire| DnsName::from_wire(&wire))
             .map_err(|error| Fault::new(token.at, format!("`{:.80}` is not a name: {error}", token.raw)))
@@ -237,6 +254,9 @@ impl Reader<'_> {
             return Err(Fault::new(entry.end, "a type and its data are missing"));
         };
         let rtype = text::parse_type(first.raw).map_err(|error| Fault::new(first.at, error.to_string()))?;
+        if !self.sets.contains_key(&(owner.clone(), rtype)) {
+            (self.rule)(&owner, rtype).map_err(|reason| Fault::new(first.at, reason))?;
+        }
         let rdata = form::parse(rtype, data, Names::Below(&self.origin)).map_err(|wrong| {
             let Wrong { token, reason } = wrong;
             let token = token.and_then(|token| data.get(token));

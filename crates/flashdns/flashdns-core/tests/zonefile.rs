@@ -308,3 +308,67 @@ fn hostile_files() {
     let many: String = (0..20_000).map(|n| format!("n{n} 60 A 192.0.2.1\n")).collect();
     assert_eq!(read(&format!("{SOA}{many}")).unwrap().names().len(), 20_000);
 }
+
+#[test]
+fn service_parameters_and_locations() {
+    check(
+        "@ 60 SOA ns h 1 2 3 4 5\n\
+         a HTTPS 0 other\n\
+         b HTTPS 1 . port=443 alpn=h2,h3 no-default-alpn ipv6hint=2001:db8::1,::2 ( ; on two lines\n\
+         mandatory=port,alpn )\n\
+         c SVCB 16 x.example. alpn=\"f\\\\\\\\oo\\\\,bar,h2\" key667=\"hel\\210qoo\" dohpath=/q{?dns} key1000\n\
+         d SVCB 1 . ech=\"AEX+DQ==\" ipv4hint=\"192.0.2.1\" ohttp\n\
+         l LOC 42 21 54 N 71 06 18 W -24m 30m\n\
+         m LOC 90 S 180 E 0 0m 90000000m 0.00m\n",
+        expect![[r#"
+            $ORIGIN example.
+            example. 60 IN SOA ns.example. h.example. 1 2 3 4 5
+            a.example. 60 IN HTTPS 0 other.example.
+            b.example. 60 IN HTTPS 1 . mandatory=alpn,port alpn="h2,h3" no-default-alpn port=443 ipv6hint=2001:db8::1,::2
+            c.example. 60 IN SVCB 16 x.example. alpn="f\\\\oo\\,bar,h2" dohpath="/q{?dns}" key667="hel\210qoo" key1000=""
+            d.example. 60 IN SVCB 1 . ipv4hint=192.0.2.1 ech=AEX+DQ== ohttp
+            l.example. 60 IN LOC 42 21 54.000 N 71 6 18.000 W -24.00m 30.00m 10000.00m 10.00m
+            m.example. 60 IN LOC 90 0 0.000 S 180 0 0.000 E 0.00m 0.00m 90000000.00m 0.00m
+        "#]],
+    );
+    for (data, place) in [
+        ("a 1 SVCB 1 . alpn", 14),
+        ("a 1 SVCB 1 . alpn=", 14),
+        ("a 1 SVCB 1 . alpn=h2,,h3", 14),
+        ("a 1 SVCB 1 . alpn=h2\\\\", 14),
+        ("a 1 SVCB 1 . port=1 port=2", 21),
+        ("a 1 SVCB 1 . port=65536", 14),
+        ("a 1 SVCB 1 . port=+1", 14),
+        ("a 1 SVCB 1 . key65535=x", 14),
+        ("a 1 SVCB 1 . key01=x", 14),
+        ("a 1 SVCB 1 . key3=x", 14),
+        ("a 1 SVCB 1 . nokey=x", 14),
+        ("a 1 SVCB 1 . mandatory=mandatory", 14),
+        ("a 1 SVCB 1 . mandatory=port", 14),
+        ("a 1 SVCB 1 . mandatory=port,port port=1", 14),
+        ("a 1 SVCB 1 . no-default-alpn", 14),
+        ("a 1 SVCB 1 . ipv4hint=192.0.2", 14),
+        ("a 1 SVCB 1 . ech=A", 14),
+        ("a 1 SVCB 1 . ohttp=x", 14),
+        ("a 1 SVCB 1", 11),
+        ("a 1 SVCB x .", 10),
+        ("a 1 LOC 91 N 0 E 0", 9),
+        ("a 1 LOC 90 1 N 0 E 0", 12),
+        ("a 1 LOC 1 60 N 0 E 0", 11),
+        ("a 1 LOC 1 2 60 N 0 E 0", 13),
+        ("a 1 LOC 1 2 3.0001 N 0 E 0", 13),
+        ("a 1 LOC 1 E 0 E 0", 11),
+        ("a 1 LOC 1 N 0 E", 16),
+        ("a 1 LOC 1 N 0 E -100001m", 17),
+        ("a 1 LOC 1 N 0 E 0 1 1 1 1", 25),
+        ("a 1 LOC 1 N 0 E 0 99999999m 1e3m", 29),
+        ("a 1 TXT x=\"y\"", 9),
+        ("a=\"b\" 1 TXT x", 1),
+    ] {
+        let error = read(&format!("{SOA}{data}")).expect_err(data);
+        assert!(
+            error.starts_with(&format!("line 2, column {place}: ")),
+            "{data}: {error}"
+        );
+    }
+}

@@ -246,6 +246,7 @@ impl Api {
             keeper: self.keeper,
             published: self.published,
             authorizer,
+            readers: App::readers(),
         };
         let router = api::router(app, health::router(self.health));
         let options = ServeOptions::tls(self.identity, ClientAuth::Optional);

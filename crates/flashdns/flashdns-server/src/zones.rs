@@ -33,22 +33,62 @@ impl Zones {
         self.domain.child("ns")
     }
 
+    /// What the server itself puts at a zone's top.
+    pub(crate) fn settings(&self, apex: &DnsName) -> Result<ZoneSettings, NameError> {
+        let server = self.server()?;
+        Ok(ZoneSettings {
+            apex: apex.clone(),
+            primary: server.clone(),
+            mailbox: self.domain.child("hostmaster")?,
+            servers: vec![server],
+            ttl_s: ZONE_TTL_S,
+            refresh_s: REFRESH_S,
+            retry_s: RETRY_S,
+            expire_s: EXPIRE_S,
+            negative_ttl_s: NEGATIVE_TTL_S,
+        })
+    }
+
+    /// Whether a zone is one on the wire, with a top of its own; a project's is a part of the domain.
+    pub(crate) fn has_apex(&self, name: &DnsName) -> bool {
+        *name == self.domain || self.reverse.contains(name)
+    }
+
+    /// Why records cannot be stored: the server makes them itself, or they cannot be answered with.
+    pub(crate) fn refuse(&self, zone: &DnsName, name: &DnsName, rtype: Rtype) -> Result<(), String> {
+        if self.server().is_ok_and(|server| server == *name) {
+            return Err(format!(
+                "`{name}` is the name server itself; its addresses come from its configuration"
+            ));
+        }
+        let is_apex = self.has_apex(name);
+        let reason = match rtype {
+            Rtype::SOA => "a zone's SOA is made by the server",
+            Rtype::NS | Rtype::CNAME | Rtype::DNAME | Rtype::DS if is_apex => {
+                return Err(format!(
+                    "at the top of the zone `{zone}` there is no NS, CNAME, DNAME or DS to add"
+                ));
+            }
+            Rtype::NS | Rtype::DS if name.is_wildcard() => "a wildcard cannot be delegated (RFC 4592, 4.2)",
+            Rtype::DNAME if name.is_wildcard() => {
+                "a wildcard cannot redirect what lies below it (RFC 6672, 3.3)"
+            }
+            _ => return Ok(()),
+        };
+        Err(reason.to_owned())
+    }
+
     /// Adds the domain and the reverse zones with their SOA and NS to an empty catalog.
     pub(crate) fn add_to(&self, catalog: &mut Catalog) -> Result<(), ZoneError> {
-        let server = self.server()?;
         for apex in std::iter::once(&self.domain).chain(&self.reverse) {
-            catalog.add_zone(&ZoneSettings {
-                apex: apex.clone(),
-                primary: server.clone(),
-                mailbox: self.domain.child("hostmaster")?,
-                servers: vec![server.clone()],
-                ttl_s: ZONE_TTL_S,
-                refresh_s: REFRESH_S,
-                retry_s: RETRY_S,
-                expire_s: EXPIRE_S,
-                negative_ttl_s: NEGATIVE_TTL_S,
-            })?;
+            catalog.add_zone(&self.settings(apex)?)?;
         }
+        catalog.set_records(&self.server()?, self.server_addresses()?);
+        Ok(())
+    }
+
+    /// The name server's A and AAAA.
+    pub(crate) fn server_addresses(&self) -> Result<Vec<RrSet>, RrSetError> {
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
         for address in &self.servers {
             match address {
@@ -62,8 +102,7 @@ impl Zones {
                 addresses.push(RrSet::new(rtype, ZONE_TTL_S, rdatas)?);
             }
         }
-        catalog.set_records(&server, addresses);
-        Ok(())
+        Ok(addresses)
     }
 
     /// The project that a zone name `PROJECT.domain` belongs to.

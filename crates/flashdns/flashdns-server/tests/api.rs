@@ -49,6 +49,8 @@ const CALLERS: [&str; 9] = [
 const ZONES: &str = "GET /v1/zones";
 const LIST: &str = "GET /v1/zones/{zone}/records";
 const CREATE: &str = "POST /v1/zones/{zone}/records";
+const EXPORT: &str = "GET /v1/zones/{zone}/file";
+const IMPORT: &str = "PUT /v1/zones/{zone}/file";
 const DELETE: &str = "DELETE /v1/zones/{zone}/records/{name}/{type}";
 
 /// Endpoint, zone, expected status for each caller. `p` is the project that viewer, operator and admin are
@@ -60,6 +62,12 @@ const TABLE: &[(&str, &str, [u16; 9])] = &[
     (LIST,   "p.hearth.internal.",         [401, 401, 404, 200, 200, 200, 404, 200, 200]),
     (CREATE, "p.hearth.internal.",         [401, 401, 404, 403, 201, 201, 404, 403, 201]),
     (DELETE, "p.hearth.internal.",         [401, 401, 404, 403, 204, 204, 404, 403, 204]),
+    (EXPORT, "p.hearth.internal.",         [401, 401, 404, 200, 200, 200, 404, 200, 200]),
+    (IMPORT, "p.hearth.internal.",         [401, 401, 404, 403, 200, 200, 404, 403, 200]),
+    (EXPORT, "hearth.internal.",           [401, 401, 403, 403, 403, 403, 403, 200, 200]),
+    (IMPORT, "hearth.internal.",           [401, 401, 403, 403, 403, 403, 403, 403, 200]),
+    (EXPORT, "none.hearth.internal.",      [401, 401, 404, 404, 404, 404, 404, 404, 404]),
+    (IMPORT, "example.",                   [401, 401, 404, 404, 404, 404, 404, 404, 404]),
     (LIST,   "hearth.internal.",           [401, 401, 403, 403, 403, 403, 403, 200, 200]),
     (CREATE, "hearth.internal.",           [401, 401, 403, 403, 403, 403, 403, 403, 201]),
     (DELETE, "hearth.internal.",           [401, 401, 403, 403, 403, 403, 403, 403, 204]),
@@ -165,10 +173,15 @@ async fn every_caller_gets_what_the_table_says() {
                     .await;
                 assert!(made.0 == 201 || made.0 == 409, "{made:?}");
             }
-            let body = (*endpoint == CREATE).then(|| record.clone());
-            let (status, text) = server
-                .call(&bed.pki, method, &path, callers.token(caller), body)
-                .await;
+            let (status, text) = if *endpoint == IMPORT {
+                let file = "@ 60 SOA ns h 1 2 3 4 5\n";
+                server.import(&bed.pki, zone, callers.token(caller), file).await
+            } else {
+                let body = (*endpoint == CREATE).then(|| record.clone());
+                server
+                    .call(&bed.pki, method, &path, callers.token(caller), body)
+                    .await
+            };
             assert_eq!(status, *expected, "{caller}: {method} {path}: {text}");
             if status >= 400 {
                 let error: Value = serde_json::from_str(&text).unwrap();

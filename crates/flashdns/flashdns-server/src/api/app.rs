@@ -5,13 +5,14 @@ use std::{sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use axum::extract::FromRef;
 use chainfire_client::{Client, Compare, Op, Txn};
+use flashdns_client::types::{Zone, ZoneKind, ZoneList};
 use flashdns_core::{DnsName, RrSet, Rtype, Snapshot, text};
 use hearth_service::error::{ApiError, ErrorKind};
 use hearth_types::PageToken;
 use iam_client::{Authorizer, Denied, OpContext, ResourceRef};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use super::wire::{ListQuery, NewRecord, Record, RecordList, Source, Zone, ZoneKind, ZoneList};
+use super::wire::{ListQuery, NewRecord, Record, RecordList, Source};
 use crate::{
     config::Zones,
     keeper::{Event, Listed, NamePage},
@@ -22,13 +23,13 @@ use crate::{
 const DEFAULT_PAGE: u32 = 500;
 const MAX_PAGE: u32 = 1000;
 /// Times a change is tried again when others change the same name meanwhile.
-const ATTEMPTS: usize = 8;
+pub(super) const ATTEMPTS: usize = 8;
 /// Longest wait for this server to serve what was written; the write stands either way.
 const SERVE_DEADLINE: Duration = Duration::from_secs(1);
 /// Stored names of one zone, so that a tenant cannot fill the store.
-const MAX_NAMES_PER_ZONE: usize = 10_000;
+pub(super) const MAX_NAMES_PER_ZONE: usize = 10_000;
 /// Types at one name.
-const MAX_SETS_PER_NAME: usize = 64;
+pub(super) const MAX_SETS_PER_NAME: usize = 64;
 
 /// What the handlers share.
 #[derive(Clone, Debug)]
@@ -38,6 +39,14 @@ pub(crate) struct App {
     pub(crate) keeper: mpsc::Sender<Event>,
     pub(crate) published: Arc<ArcSwap<Snapshot>>,
     pub(crate) authorizer: Authorizer,
+    /// Places for zone files that are read.
+    pub(crate) readers: Arc<Semaphore>,
+}
+
+impl App {
+    pub(crate) fn readers() -> Arc<Semaphore> {
+        Arc::new(Semaphore::new(super::files::MAX_READERS))
+    }
 }
 
 impl FromRef<App> for Authorizer {
@@ -46,11 +55,11 @@ impl FromRef<App> for Authorizer {
     }
 }
 
-fn invalid(message: impl Into<String>) -> ApiError {
+pub(super) fn invalid(message: impl Into<String>) -> ApiError {
     ApiError::new(ErrorKind::InvalidArgument, message)
 }
 
-fn store_error(error: chainfire_client::Error) -> ApiError {
+pub(super) fn store_error(error: chainfire_client::Error) -> ApiError {
     let message = match error {
         chainfire_client::Error::UnknownOutcome { .. } => {
             "the store did not say whether the change was made; list the records before trying again"
@@ -104,7 +113,12 @@ impl App {
     }
 
     /// The zone of that name, when the caller may do `action` in it.
-    fn zone(&self, ctx: &OpContext, action: &'static str, name: &str) -> Result<DnsName, ApiError> {
+    pub(super) fn zone(
+        &self,
+        ctx: &OpContext,
+        action: &'static str,
+        name: &str,
+    ) -> Result<DnsName, ApiError> {
         let zone: DnsName = name
             .parse()
             .map_err(|error| invalid(format!("`{name}` is not a zone's name: {error}")))?;
@@ -118,7 +132,12 @@ impl App {
     }
 
     /// Asks the keeper for names of a zone.
-    async fn names(&self, zone: &DnsName, after: Option<String>, limit: usize) -> Result<NamePage, ApiError> {
+    pub(super) async fn names(
+        &self,
+        zone: &DnsName,
+        after: Option<String>,
+        limit: usize,
+    ) -> Result<NamePage, ApiError> {
         let (reply, answer) = oneshot::channel();
         let question = Event::List {
             zone: zone.clone(),
@@ -231,25 +250,7 @@ impl App {
 
     /// Refuses records that the server makes itself or that cannot be answered with.
     fn refuse_impossible(&self, zone: &DnsName, name: &DnsName, rtype: Rtype) -> Result<(), ApiError> {
-        if self.zones.server().is_ok_and(|server| server == *name) {
-            return Err(invalid(format!(
-                "`{name}` is the name server itself; its addresses come from its configuration"
-            )));
-        }
-        let is_apex = *name == self.zones.domain || self.zones.reverse.contains(name);
-        match rtype {
-            Rtype::SOA => Err(invalid("a zone's SOA is made by the server")),
-            Rtype::NS | Rtype::CNAME | Rtype::DNAME | Rtype::DS if is_apex => Err(invalid(format!(
-                "at the top of the zone `{zone}` there is no NS, CNAME, DNAME or DS to add"
-            ))),
-            Rtype::NS | Rtype::DS if name.is_wildcard() => {
-                Err(invalid("a wildcard cannot be delegated (RFC 4592, 4.2)"))
-            }
-            Rtype::DNAME if name.is_wildcard() => Err(invalid(
-                "a wildcard cannot redirect what lies below it (RFC 6672, 3.3)",
-            )),
-            _ => Ok(()),
-        }
+        self.zones.refuse(zone, name, rtype).map_err(invalid)
     }
 
     /// Changes a name's sets by compare-and-swap; returns the revision of the change.
@@ -296,7 +297,7 @@ impl App {
     }
 
     /// Waits a moment for this server to serve a revision, so that whoever wrote can look.
-    async fn served(&self, revision: i64) {
+    pub(super) async fn served(&self, revision: i64) {
         let (reply, served) = oneshot::channel();
         if self.keeper.send(Event::Served { revision, reply }).await.is_ok() {
             // Late or not: the write stands, and every server follows.

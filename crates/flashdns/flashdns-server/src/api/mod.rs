@@ -1,16 +1,19 @@
 //! The REST interface: routes, and how requests are read.
 
 mod app;
+mod files;
 mod wire;
 
 use axum::{
     Json, Router,
+    body::Bytes,
     extract::{
         DefaultBodyLimit, FromRequest, FromRequestParts, Path, Query, Request, State,
-        rejection::{JsonRejection, PathRejection, QueryRejection},
+        rejection::{BytesRejection, JsonRejection, PathRejection, QueryRejection},
     },
-    http::{StatusCode, request::Parts},
+    http::{HeaderName, StatusCode, header::CONTENT_TYPE, request::Parts},
 };
+use flashdns_client::types::{ZoneImport, ZoneList};
 use hearth_service::error::{ApiError, ErrorKind};
 use iam_client::OpContext;
 use serde::de::DeserializeOwned;
@@ -18,10 +21,12 @@ use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 pub(crate) use app::App;
-use wire::{DeleteQuery, ErrorBody, ListQuery, NewRecord, Record, RecordList, ZoneList};
+use wire::{DeleteQuery, ErrorBody, ImportQuery, ListQuery, NewRecord, Record, RecordList};
 
 /// Largest JSON body: the longest record data with room for escapes.
 const MAX_JSON_BYTES: usize = 64 * 1024;
+/// Media type of zone files (RFC 4027).
+const ZONE_FILE: &str = "text/dns";
 const DESCRIBED: &str = "the interface is described in openapi/flashdns.json";
 
 #[derive(OpenApi)]
@@ -49,10 +54,14 @@ impl utoipa::Modify for Bearer {
 }
 
 fn api() -> (Router<App>, utoipa::openapi::OpenApi) {
+    let files = OpenApiRouter::new()
+        .routes(routes!(export_zone, import_zone))
+        .layer(DefaultBodyLimit::max(files::MAX_FILE_BYTES));
     OpenApiRouter::with_openapi(Api::openapi())
         .routes(routes!(list_zones))
         .routes(routes!(list_records, create_record))
         .routes(routes!(delete_record))
+        .merge(files)
         .split_for_parts()
 }
 
@@ -143,6 +152,43 @@ async fn delete_record(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// The zone's stored records as a zone file (RFC 1035, section 5), with the SOA, NS and name server's addresses that
+/// make it a whole zone. Records of running VMs are not in it.
+#[utoipa::path(
+    get, path = "/v1/zones/{zone}/file", operation_id = "export_zone", tag = "zones",
+    params(("zone" = String, Path, description = "Name of the zone")),
+    responses(
+        (status = 200, body = String, content_type = ZONE_FILE),
+        (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody)
+    )
+)]
+async fn export_zone(
+    ctx: OpContext,
+    State(app): State<App>,
+    Parameters(zone): Parameters<String>,
+) -> Result<([(HeaderName, &'static str); 1], String), ApiError> {
+    let file = app.export_zone(&ctx, &zone).await?;
+    Ok(([(CONTENT_TYPE, ZONE_FILE)], file))
+}
+
+/// Replaces the zone's stored records by those of a zone file. The file is checked as a whole first: with anything wrong
+/// in it nothing is changed, and the error names line and column. Up to 128 names that change are one transaction.
+#[utoipa::path(
+    put, path = "/v1/zones/{zone}/file", operation_id = "import_zone", tag = "zones",
+    params(("zone" = String, Path, description = "Name of the zone"), ImportQuery),
+    request_body(content = String, content_type = ZONE_FILE, description = "At most 16 MiB"),
+    responses((status = 200, body = ZoneImport), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody))
+)]
+async fn import_zone(
+    ctx: OpContext,
+    State(app): State<App>,
+    Parameters(zone): Parameters<String>,
+    Params(query): Params<ImportQuery>,
+    Text(file): Text,
+) -> Result<Json<ZoneImport>, ApiError> {
+    app.import_zone(&ctx, &zone, file, query.dry_run).await.map(Json)
+}
+
 fn unreadable(what: &str, why: &str) -> ApiError {
     ApiError::new(
         ErrorKind::InvalidArgument,
@@ -161,6 +207,28 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
         let read = Json::<T>::from_request(request, state).await;
         let Json(value) = read.map_err(|why: JsonRejection| unreadable("request", &why.body_text()))?;
         Ok(Self(value))
+    }
+}
+
+/// A body of text.
+struct Text(String);
+
+impl<S: Send + Sync> FromRequest<S> for Text {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let read = Bytes::from_request(request, state).await;
+        let bytes = read.map_err(|why: BytesRejection| unreadable("request", &why.body_text()))?;
+        String::from_utf8(bytes.into()).map(Self).map_err(|error| {
+            let good = error
+                .as_bytes()
+                .get(..error.utf8_error().valid_up_to())
+                .unwrap_or(&[]);
+            let line = 1 + good.iter().filter(|byte| **byte == b'\n').count();
+            app::invalid(format!(
+                "line {line}: the file is not UTF-8; write such bytes as `\\` and three digits"
+            ))
+        })
     }
 }
 

@@ -1,45 +1,11 @@
 //! What goes over the REST interface.
 
-use hearth_types::{Name, PageToken};
+use hearth_types::PageToken;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 /// Time to live of a record when the request names none, in seconds.
 const DEFAULT_TTL_S: u32 = 300;
-
-/// What a zone is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum ZoneKind {
-    /// The cluster's internal zone.
-    Domain,
-    /// The names below a project's own.
-    Project,
-    /// The names of a network's addresses.
-    Reverse,
-}
-
-/// A zone.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub(super) struct Zone {
-    /// Its name, with the last dot.
-    pub(super) name: String,
-    /// What it is for.
-    pub(super) kind: ZoneKind,
-    /// The project that it belongs to; none: the cluster.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
-    pub(super) project: Option<Name>,
-    /// Serial number that this server answers with.
-    pub(super) serial: u32,
-}
-
-/// Zones by name.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub(super) struct ZoneList {
-    /// The zones that the caller may see.
-    pub(super) zones: Vec<Zone>,
-}
 
 /// Where a record comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -117,6 +83,16 @@ pub(super) struct ListQuery {
 pub(super) struct DeleteQuery {
     /// Data of the one record to delete; without it all records of the name and type go.
     pub(super) data: Option<String>,
+}
+
+/// How to import a zone file.
+#[derive(Clone, Copy, Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ImportQuery {
+    /// Only say what would change.
+    #[serde(default)]
+    pub(super) dry_run: bool,
 }
 
 /// An error.

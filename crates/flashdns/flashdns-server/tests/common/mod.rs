@@ -207,6 +207,32 @@ impl Running {
         token: Option<&str>,
         body: Option<serde_json::Value>,
     ) -> (u16, String) {
+        let body = body.map(|body| ("application/json", body.to_string().into_bytes()));
+        self.send(pki, method, path, token, body).await
+    }
+
+    /// Imports a zone file: status and body.
+    pub async fn import(
+        &self,
+        pki: &Pki,
+        zone: &str,
+        token: Option<&str>,
+        file: impl Into<Vec<u8>>,
+    ) -> (u16, String) {
+        let path = format!("/v1/zones/{zone}/file");
+        self.send(pki, "PUT", &path, token, Some(("text/dns", file.into())))
+            .await
+    }
+
+    /// One request with any body: its media type and its bytes.
+    pub async fn send(
+        &self,
+        pki: &Pki,
+        method: &str,
+        path: &str,
+        token: Option<&str>,
+        body: Option<(&str, Vec<u8>)>,
+    ) -> (u16, String) {
         let tls = hearth_service::tls::anonymous_client_config(&pki.folder.path().join("ca.crt")).unwrap();
         let client = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
@@ -217,8 +243,8 @@ impl Running {
         if let Some(token) = token {
             request = request.bearer_auth(token);
         }
-        if let Some(body) = body {
-            request = request.json(&body);
+        if let Some((kind, body)) = body {
+            request = request.header("content-type", kind).body(body);
         }
         let reply = request.send().await.unwrap();
         (reply.status().as_u16(), reply.text().await.unwrap())
