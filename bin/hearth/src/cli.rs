@@ -434,6 +434,31 @@ pub(crate) enum Dns {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Keys that sign zone transfers (TSIG)
+    #[command(subcommand)]
+    Key(DnsKey),
+}
+
+#[derive(Subcommand)]
+pub(crate) enum DnsKey {
+    /// Lists your keys
+    List,
+    /// Makes a key with your rights; its secret is shown this once
+    Create {
+        /// A domain name, such as office.example
+        name: String,
+        /// hmac-sha256, hmac-sha384 or hmac-sha512
+        #[arg(long, default_value = "hmac-sha256")]
+        algorithm: String,
+        /// Read the secret, in base64, from standard input instead of making one up
+        #[arg(long)]
+        secret_stdin: bool,
+        /// Let it transfer whole zones
+        #[arg(long)]
+        transfer: bool,
+    },
+    /// Deletes a key
+    Delete { name: String },
 }
 
 #[derive(Subcommand)]

@@ -95,11 +95,13 @@ fn aegis(layout: &Layout) -> String {
 fn flashdns(layout: &Layout) -> String {
     format!(
         "[flashdns]\nlisten_dns = [\"127.0.0.1:{}\"]\nlisten_api = \"127.0.0.1:{}\"\ndomain = \"{}\"\n\
-         reverse_networks = [\"10.77.0.0/16\", \"127.77.0.0/16\"]\naegis_url = \"{}\"\n",
+         reverse_networks = [\"10.77.0.0/16\", \"127.77.0.0/16\"]\naegis_url = \"{}\"\n\
+         seal_key_file = \"{}\"\n",
         layout.dns_port(),
         layout.dns_api_port(),
         layout.choices.domain,
         layout.aegis_url(),
+        layout.pki("dns-seal.key").display(),
     )
 }
 

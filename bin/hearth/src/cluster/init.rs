@@ -129,6 +129,7 @@ fn complete(layout: &Layout) -> Result<()> {
     }
     certificate(layout, &authority, "root", "operator/root")?;
     secret(&layout.pki("seal.key"), &rand::random::<[u8; 32]>())?;
+    secret(&layout.pki("dns-seal.key"), &rand::random::<[u8; 32]>())?;
     let token = Alphanumeric.sample_string(&mut rand::rng(), 43);
     secret(&layout.pki("bootstrap.token"), token.as_bytes())?;
     for part in layout.parts() {

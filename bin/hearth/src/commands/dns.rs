@@ -5,13 +5,13 @@ use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use flashdns_client::types::{Zone, ZoneImport, ZoneKind};
+use flashdns_client::types::{Key, NewKey, Zone, ZoneImport, ZoneKind};
 use hearth_types::ErrorKind;
 
-use super::Env;
-use crate::cli::Dns as Command;
+use super::{Env, secret_from_stdin};
+use crate::cli::{Dns as Command, DnsKey};
 use crate::failure::fail;
-use crate::output::{Row, print};
+use crate::output::{Row, note, print};
 
 /// Longest zone file that is sent; the server takes no longer one.
 const MAX_FILE_BYTES: u64 = 16 << 20;
@@ -51,6 +51,50 @@ pub(crate) async fn run(env: &Env, command: Command) -> Result<()> {
             let text = read(&file)?;
             show(env, &client.import_zone(&zone, text, dry_run).await?)
         }
+        Command::Key(DnsKey::List) => env.out.list(&client.list_keys().await?.keys),
+        Command::Key(DnsKey::Create {
+            name,
+            algorithm,
+            secret_stdin,
+            transfer,
+        }) => {
+            let secret = if secret_stdin {
+                Some(secret_from_stdin()?)
+            } else {
+                None
+            };
+            let key = NewKey {
+                name,
+                algorithm,
+                secret,
+                transfer,
+            };
+            let made = client.create_key(&key).await?;
+            let people = [
+                ("name", made.name.clone()),
+                ("algorithm", made.algorithm.clone()),
+                ("secret", made.secret.clone()),
+            ];
+            env.out.one(&made, &people)
+        }
+        Command::Key(DnsKey::Delete { name }) => {
+            client.delete_key(&name).await?;
+            note(format!("deleted the key `{name}`"));
+            Ok(())
+        }
+    }
+}
+
+impl Row for Key {
+    const HEADER: &'static [&'static str] = &["name", "algorithm", "owner", "transfer"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.name.clone(),
+            self.algorithm.clone(),
+            self.owner.clone(),
+            if self.transfer { "yes" } else { "no" }.to_owned(),
+        ]
     }
 }
 

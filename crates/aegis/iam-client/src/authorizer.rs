@@ -346,6 +346,31 @@ impl Authorizer {
         })
     }
 
+    /// A principal as a caller, known by a credential of its own that a server keeps for it, such as a TSIG key. The
+    /// server has checked the credential.
+    ///
+    /// # Errors
+    /// [`AuthnError`]: it is gone or disabled, or the snapshot is too old to say.
+    pub fn vouch(&self, subject: &Subject) -> Result<Actor, AuthnError> {
+        if !self.is_fresh(MAX_STALE_READ) {
+            return Err(AuthnError::Stale);
+        }
+        let snapshot = self.inner.snapshot.load();
+        let (Subject::User(id) | Subject::ServiceAccount(id)) = subject else {
+            return Err(AuthnError::Peer);
+        };
+        let principal = snapshot.world().principal(*id).ok_or(AuthnError::Revoked)?;
+        if principal.disabled {
+            return Err(AuthnError::Revoked);
+        }
+        Ok(Actor {
+            subject: subject.clone(),
+            name: principal.name.as_str().into(),
+            authenticated_by: AuthenticatedBy::Token,
+            workload: None,
+        })
+    }
+
     /// Which service, node or operator holds this certificate? The listener has verified it.
     ///
     /// # Errors

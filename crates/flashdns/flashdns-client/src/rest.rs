@@ -7,7 +7,7 @@ use hearth_types::ErrorKind;
 use reqwest::{Method, RequestBuilder, header::CONTENT_TYPE};
 use serde::de::DeserializeOwned;
 
-use crate::types::{ZoneImport, ZoneList};
+use crate::types::{KeyList, MadeKey, NewKey, ZoneImport, ZoneList};
 
 /// Longest the making of a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -144,6 +144,31 @@ impl DnsClient {
         let path = format!("/v1/zones/{}/file", segment(zone));
         let body = self.body(self.request(Method::GET, &path)).await?;
         String::from_utf8(body).map_err(|_| ClientError::Unexpected { status: 200 })
+    }
+
+    /// The caller's TSIG keys.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn list_keys(&self) -> Result<KeyList, ClientError> {
+        self.json(self.request(Method::GET, "/v1/keys")).await
+    }
+
+    /// Makes a TSIG key; the answer holds its secret.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn create_key(&self, key: &NewKey) -> Result<MadeKey, ClientError> {
+        self.json(self.request(Method::POST, "/v1/keys").json(key)).await
+    }
+
+    /// Deletes a TSIG key.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn delete_key(&self, name: &str) -> Result<(), ClientError> {
+        let path = format!("/v1/keys/{}", segment(name));
+        self.body(self.request(Method::DELETE, &path)).await.map(|_| ())
     }
 
     /// Replaces a zone's stored records by those of a zone file; with `dry_run` it only says what would change.

@@ -58,3 +58,57 @@ pub struct ZoneImport {
     /// Nothing was changed: it was only asked for.
     pub dry_run: bool,
 }
+
+/// A TSIG key, without its secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Key {
+    /// Its name, with the last dot.
+    pub name: String,
+    /// `hmac-sha256`, `hmac-sha384` or `hmac-sha512`.
+    pub algorithm: String,
+    /// Who made it, and whose rights it has.
+    pub owner: String,
+    /// It may transfer whole zones.
+    pub transfer: bool,
+}
+
+/// Keys by name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct KeyList {
+    /// The caller's keys; everybody's, for those who edit the cluster's own zones.
+    pub keys: Vec<Key>,
+}
+
+/// A key to make. It has the rights of whoever makes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewKey {
+    /// Its name, a domain name such as `office.example`.
+    pub name: String,
+    /// `hmac-sha256`, `hmac-sha384` or `hmac-sha512`.
+    #[serde(default = "default_algorithm")]
+    pub algorithm: String,
+    /// The secret in base64; without it one is made up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<String>,
+    /// Let it transfer whole zones. That needs the right to see the cluster's own zones.
+    #[serde(default)]
+    pub transfer: bool,
+}
+
+fn default_algorithm() -> String {
+    "hmac-sha256".to_owned()
+}
+
+/// A key that was made. The secret is shown this once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MadeKey {
+    /// Its name, with the last dot.
+    pub name: String,
+    /// Its algorithm.
+    pub algorithm: String,
+    /// The secret in base64.
+    pub secret: String,
+    /// It may transfer whole zones.
+    pub transfer: bool,
+}

@@ -38,6 +38,17 @@ pub enum Outcome {
 
 /// Answers one query; the reply replaces what is in `out`. Never panics, never fails.
 pub fn answer(snapshot: &Snapshot, query: &[u8], transport: Transport, out: &mut Vec<u8>) -> Outcome {
+    answer_with_room(snapshot, query, transport, 0, out)
+}
+
+/// As [`answer()`], leaving `room` bytes of what the client takes, for a signature.
+pub fn answer_with_room(
+    snapshot: &Snapshot,
+    query: &[u8],
+    transport: Transport,
+    room: usize,
+    out: &mut Vec<u8>,
+) -> Outcome {
     out.clear();
     let Some((id, flags)) = message::header(query) else {
         return Outcome::Silence;
@@ -64,7 +75,8 @@ pub fn answer(snapshot: &Snapshot, query: &[u8], transport: Transport, out: &mut
             };
         }
     };
-    let writer = Writer::new(out, limit(transport, edns), id, flags, Some(question), edns);
+    let limit = limit(transport, edns).saturating_sub(room).max(MIN_ROOM);
+    let writer = Writer::new(out, limit, id, flags, Some(question), edns);
     let made = Made::default();
     let mut responder = Responder {
         snapshot,
@@ -79,6 +91,9 @@ pub fn answer(snapshot: &Snapshot, query: &[u8], transport: Transport, out: &mut
         rtype: Some(question.rtype),
     }
 }
+
+/// Room that a reply has at least: header, the longest question and OPT.
+const MIN_ROOM: usize = 12 + MAX_NAME + 4 + 11;
 
 fn limit(transport: Transport, edns: Option<Edns>) -> usize {
     match (transport, edns) {

@@ -11,6 +11,7 @@ use std::{
 };
 
 use crate::{
+    journal::Step,
     name::DnsName,
     node::Set,
     reverse,
@@ -116,6 +117,16 @@ pub struct Catalog {
     /// Only names at which something else stands than what was stored; for all others the tree says both.
     owners: HashMap<DnsName, Owner>,
     tree: Snapshot,
+    watch: Watch,
+}
+
+/// What is noted of the names that change.
+#[derive(Default)]
+struct Watch {
+    /// What they answered with before; `None`: that is not noted.
+    before: Option<BTreeMap<DnsName, Vec<RrSet>>>,
+    /// Something changed.
+    is_touched: bool,
 }
 
 impl std::fmt::Debug for Catalog {
@@ -171,8 +182,51 @@ impl Catalog {
         if served_otherwise || self.owners.contains_key(name) {
             self.edit(name, |owner| owner.stored = sets);
         } else {
-            self.tree.put(name, &sets);
+            self.put(name, &sets);
         }
+    }
+
+    fn put(&mut self, name: &DnsName, sets: &[RrSet]) {
+        if self
+            .watch
+            .before
+            .as_ref()
+            .is_some_and(|before| !before.contains_key(name))
+        {
+            let served = self.served(name);
+            if let Some(before) = &mut self.watch.before {
+                before.insert(name.clone(), served);
+            }
+        }
+        self.watch.is_touched = true;
+        self.tree.put(name, sets);
+    }
+
+    /// Notes from now on what names answered with before they changed, or no longer.
+    pub fn note_changes(&mut self, on: bool) {
+        self.watch = Watch {
+            before: on.then(BTreeMap::new),
+            is_touched: false,
+        };
+    }
+
+    /// Whether a name was written since the last look.
+    pub fn was_touched(&mut self) -> bool {
+        std::mem::take(&mut self.watch.is_touched)
+    }
+
+    /// The changes noted since the last look, as a step of a journal.
+    pub fn take_changes(&mut self, revision: i64) -> Step {
+        let mut step = Step {
+            revision,
+            ..Step::default()
+        };
+        let noted = self.watch.before.as_mut().map(std::mem::take).unwrap_or_default();
+        self.watch.is_touched = false;
+        for (name, before) in noted {
+            step.change(&name, &before, &self.served(&name));
+        }
+        step
     }
 
     /// Sets or removes the running machine that has a name, and the reverse names of its addresses.
@@ -213,7 +267,7 @@ impl Catalog {
         if !owner.is_plain() || sets != owner.stored {
             self.owners.insert(name.clone(), owner);
         }
-        self.tree.put(name, &sets);
+        self.put(name, &sets);
     }
 
     /// The records stored at a name by [`Catalog::set_records`].
@@ -223,6 +277,13 @@ impl Catalog {
             Some(owner) => owner.stored.clone(),
             None => self.served(name),
         }
+    }
+
+    /// What a name would answer with if these records were stored at it.
+    #[must_use]
+    pub fn served_with(&self, name: &DnsName, stored: Vec<RrSet>) -> Vec<RrSet> {
+        let made = self.owners.get(name).map(Owner::made).unwrap_or_default();
+        combined(made, &stored)
     }
 
     /// What a name answers with.
@@ -249,20 +310,7 @@ impl Owner {
 
     /// What the name answers with, by the precedence in the module's header.
     fn records(&self) -> Vec<RrSet> {
-        let mut sets = self.made();
-        // Nothing stands beside a CNAME (RFC 1034, 3.6.2), and the SOA belongs to the zone.
-        let crowded = !sets.is_empty();
-        for stored in &self.stored {
-            let rtype = stored.rtype();
-            let taken = sets.iter().any(|set| set.rtype() == rtype);
-            if !taken && rtype != Rtype::SOA && !(crowded && rtype == Rtype::CNAME) {
-                sets.push(stored.clone());
-            }
-        }
-        if let Some(alias) = sets.iter().position(|set| set.rtype() == Rtype::CNAME) {
-            return vec![sets.swap_remove(alias)];
-        }
-        sets
+        combined(self.made(), &self.stored)
     }
 
     /// Records made from the zone's settings, the host and the pointers.
@@ -275,6 +323,23 @@ impl Owner {
         }
         sets
     }
+}
+
+/// What stands at a name: what is made, and of what is stored that which may stand beside it.
+fn combined(mut sets: Vec<RrSet>, stored: &[RrSet]) -> Vec<RrSet> {
+    // Nothing stands beside a CNAME (RFC 1034, 3.6.2), and the SOA belongs to the zone.
+    let crowded = !sets.is_empty();
+    for stored in stored {
+        let rtype = stored.rtype();
+        let taken = sets.iter().any(|set| set.rtype() == rtype);
+        if !taken && rtype != Rtype::SOA && !(crowded && rtype == Rtype::CNAME) {
+            sets.push(stored.clone());
+        }
+    }
+    if let Some(alias) = sets.iter().position(|set| set.rtype() == Rtype::CNAME) {
+        return vec![sets.swap_remove(alias)];
+    }
+    sets
 }
 
 #[cfg(test)]

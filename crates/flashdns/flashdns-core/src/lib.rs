@@ -5,10 +5,10 @@
 //! snapshot is taken from, touching only the names that changed.
 //!
 //! It does not know sockets, Chainfire, projects or permissions, clocks, or who asks. It signs nothing and
-//! resolves nothing outside its own zones.
+//! resolves nothing outside its own zones. It does not decide who may transfer or change a zone.
 //!
 //! Entry points: [`answer()`], [`Catalog`], [`Snapshot`]; [`text`] for the presentation format, [`zonefile`] for zone files, [`reverse`]
-//! for reverse zones, [`serial`] for RFC 1982.
+//! for reverse zones, [`tsig`] for signed messages, [`transfer`] and [`journal`] for zones on their way to secondaries, [`update`] for changes by message, [`serial`] for RFC 1982.
 //!
 //! Invariants:
 //! - No input makes [`answer()`] panic, and the work one packet can cause is bounded by the constants in
@@ -21,6 +21,7 @@
 pub mod answer;
 pub mod catalog;
 mod form;
+pub mod journal;
 mod lexer;
 pub mod limits;
 mod loc;
@@ -33,10 +34,14 @@ pub mod serial;
 mod shard;
 mod svcb;
 pub mod text;
+pub mod transfer;
 mod tree;
+pub mod tsig;
+pub mod update;
+mod wire;
 pub mod zonefile;
 
-pub use answer::{Outcome, Transport, answer};
+pub use answer::{Outcome, Transport, answer, answer_with_room};
 pub use catalog::{Catalog, Host, ZoneSettings};
 pub use name::DnsName;
 pub use rr::{RrSet, Rtype};

@@ -26,3 +26,15 @@ pub const MAX_RRSET_BYTES: usize = 60_000;
 pub const MAX_RDATA_TEXT: usize = 16_384;
 /// Longest zone file that is read, in bytes: a million records and more.
 pub const MAX_ZONE_TEXT: usize = 256 << 20;
+/// Compression pointers followed in one name.
+pub const MAX_POINTERS: usize = 64;
+/// Records that a zone's changes may hold in memory for incremental transfers, all zones together.
+pub const MAX_JOURNAL_RECORDS: usize = 100_000;
+/// Steps of changes that are kept.
+pub const MAX_JOURNAL_STEPS: usize = 10_000;
+/// Records of an incremental transfer; with more the zone is sent whole.
+pub const MAX_IXFR_RECORDS: usize = 20_000;
+/// Records of one section of an update.
+pub const MAX_UPDATE_RECORDS: usize = 2048;
+/// Names that one update looks at or changes: one transaction of the store.
+pub const MAX_UPDATE_NAMES: usize = 120;

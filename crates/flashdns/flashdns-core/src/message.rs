@@ -106,7 +106,7 @@ pub(crate) fn body(query: &[u8]) -> Result<(Question<'_>, Option<Edns>), Option<
 }
 
 /// The question section: one name without compression (nothing stands before it), type and class.
-fn question(query: &[u8]) -> Option<(Question<'_>, usize)> {
+pub(crate) fn question(query: &[u8]) -> Option<(Question<'_>, usize)> {
     let rest = query.get(HEADER..)?;
     let length = name::wire_len(rest)?;
     let raw = rest.get(..length + 4)?;
@@ -221,6 +221,11 @@ impl<'o, 'a> Writer<'o, 'a> {
             writer.count(4, 1);
         }
         writer
+    }
+
+    /// Whether it has no record yet.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.out.get(6..12).is_some_and(|counts| counts == [0; 6])
     }
 
     pub(crate) fn set(&mut self, flag: u16) {
@@ -389,4 +394,20 @@ pub(crate) fn starts_label(name: &[u8], at: usize) -> bool {
         }
     }
     start == at
+}
+
+/// Writes a reply without records: the question where it can be read, and a response code.
+pub(crate) fn reply(query: &[u8], rcode: u16, out: &mut Vec<u8>) {
+    out.clear();
+    let Some((id, flags)) = header(query) else { return };
+    let question = question(query).filter(|_| u16_at(query, 4) == Some(1));
+    Writer::new(
+        out,
+        crate::limits::PLAIN_UDP_REPLY,
+        id,
+        flags,
+        question.map(|(question, _)| question),
+        None,
+    )
+    .finish(rcode);
 }

@@ -57,6 +57,11 @@ impl Shard {
         self.arena.get(place..).map(Node::at)
     }
 
+    /// What stands in a slot; `None`: there is no such slot.
+    pub(crate) fn slot(&self, at: usize) -> Option<Option<Node<'_>>> {
+        self.slots.get(at).map(|slot| self.node(*slot))
+    }
+
     fn position(&self, tag: u32, name: &[u8]) -> Option<usize> {
         let mask = self.slots.len().checked_sub(1)?;
         let mut at = index(tag) & mask;

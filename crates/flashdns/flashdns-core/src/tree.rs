@@ -86,6 +86,18 @@ impl Snapshot {
         self.shards.get(shard)?.find(tag, wire)
     }
 
+    /// What stands in a place of a shard. All names stand somewhere, in no order.
+    pub(crate) fn row(&self, shard: usize, slot: usize) -> Row<'_> {
+        let Some(shard) = self.shards.get(shard) else {
+            return Row::End;
+        };
+        match shard.slot(slot) {
+            None => Row::NextShard,
+            Some(None) => Row::Free,
+            Some(Some(node)) => Row::Node(node),
+        }
+    }
+
     /// Replaces what is stored at a name; nothing at all removes the name and the ancestors that only
     /// existed for it.
     pub(crate) fn put(&mut self, name: &DnsName, sets: &[RrSet]) {
@@ -188,6 +200,17 @@ impl Snapshot {
         }
         walk
     }
+}
+
+/// A place in the tree, see [`Snapshot::row`].
+pub(crate) enum Row<'a> {
+    /// There are no more shards.
+    End,
+    /// There are no more places in this shard.
+    NextShard,
+    /// Nothing stands here.
+    Free,
+    Node(Node<'a>),
 }
 
 /// Where each label of a wire name starts, first label first, the root last; and how many there are.

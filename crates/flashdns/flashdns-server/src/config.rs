@@ -1,11 +1,17 @@
 //! `flashdns.toml`.
 
-use std::{collections::BTreeSet, net::IpAddr, net::SocketAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
 use chainfire_client::ClientConfig;
 use flashdns_core::{DnsName, name::NameError, reverse::NetworkError, reverse::ReverseNetwork};
 use hearth_service::config::{ServiceConfig, TlsConfig};
 use serde::{Deserialize, Serialize};
+
+use crate::xfr::{Network, NetworkTextError};
 
 /// The whole configuration file of a FlashDNS process.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -44,6 +50,25 @@ pub struct FlashDnsConfig {
     /// Threads that answer UDP on each address. 0: one per core, at most two.
     #[serde(default)]
     pub udp_threads: usize,
+    /// File with 32 random bytes that seals TSIG secrets, the same on every server. Empty: there are no keys.
+    #[serde(default)]
+    pub seal_key_file: Option<PathBuf>,
+    /// Zones to other servers.
+    #[serde(default)]
+    pub transfers: TransfersConfig,
+}
+
+/// The `[flashdns.transfers]` table.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TransfersConfig {
+    /// Networks that may transfer every zone without a key, such as `192.0.2.0/24`. A key that was made for transfers
+    /// needs no entry here.
+    #[serde(default)]
+    pub allow_networks: Vec<String>,
+    /// Secondaries that are told of every change.
+    #[serde(default)]
+    pub notify: Vec<SocketAddr>,
 }
 
 /// A value of the `[flashdns]` table that cannot be used.
@@ -60,6 +85,9 @@ pub enum SettingsError {
         /// What is wrong with it, unless it is the root.
         source: Option<NameError>,
     },
+    /// A network that may transfer is none.
+    #[error("`allow_networks` cannot be used")]
+    Transfers(#[from] NetworkTextError),
     /// A network without a reverse zone.
     #[error("`reverse_networks` cannot be used")]
     Network(#[from] NetworkError),
@@ -74,6 +102,12 @@ pub struct Zones {
     pub reverse: Vec<DnsName>,
     /// Addresses of `ns.domain`.
     pub servers: Vec<IpAddr>,
+}
+
+impl TransfersConfig {
+    pub(crate) fn networks(&self) -> Result<Vec<Network>, NetworkTextError> {
+        self.allow_networks.iter().map(|text| text.parse()).collect()
+    }
 }
 
 impl FlashDnsConfig {

@@ -13,7 +13,7 @@ use tokio::{
 
 use crate::{
     keeper::Event,
-    record::SERIAL_KEY,
+    record::{SERIAL_KEY, SETTLE_KEY},
     state::{Change, Entry, Source},
 };
 
@@ -187,6 +187,34 @@ pub(crate) async fn keep_mark(
         if let Err(error) = write_mark(&client, revision).await {
             // The next deletion or list makes it due again.
             tracing::warn!(error = %chain(&error), "the serial's mark could not be written");
+        }
+    }
+}
+
+/// Writes the settling entry whenever this server asks for it.
+pub(crate) async fn settle(
+    client: Client,
+    mut asked: watch::Receiver<u64>,
+    tasks: Tasks,
+) -> Result<(), TaskError> {
+    loop {
+        let changed = tokio::select! {
+            () = tasks.stopping() => return Ok(()),
+            changed = asked.changed() => changed,
+        };
+        if changed.is_err() {
+            return Ok(());
+        }
+        tokio::time::sleep(MARK_DELAY).await;
+        asked.mark_unchanged();
+        let mut pause = FIRST_PAUSE;
+        while let Err(error) = client.put(SETTLE_KEY, "").await {
+            tracing::warn!(error = %chain(&error), "the serial cannot be settled yet");
+            tokio::select! {
+                () = tasks.stopping() => return Ok(()),
+                () = tokio::time::sleep(pause) => {}
+            }
+            pause = (pause * 2).min(MAX_PAUSE);
         }
     }
 }

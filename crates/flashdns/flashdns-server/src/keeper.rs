@@ -1,10 +1,10 @@
 //! The task that owns the state: applies what the feeds bring, publishes snapshots, saves them, answers the
 //! API's questions.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use flashdns_core::{DnsName, Snapshot};
+use flashdns_core::{DnsName, RrSet, Snapshot};
 use hearth_service::{
     health::Health,
     tasks::{TaskError, Tasks, chain},
@@ -16,6 +16,7 @@ use tokio::{
 };
 
 use crate::{
+    keys::Keyring,
     metrics::Metrics,
     persist,
     state::{Change, Entry, Source, State},
@@ -55,6 +56,11 @@ pub(crate) enum Event {
         limit: usize,
         reply: oneshot::Sender<NamePage>,
     },
+    /// An update wants to know what names would answer with if these records were stored at them.
+    Answers {
+        stored: Vec<(DnsName, Vec<RrSet>)>,
+        reply: oneshot::Sender<BTreeMap<DnsName, Vec<RrSet>>>,
+    },
     /// The API wants to know when a revision of our own records is served here.
     Served {
         revision: i64,
@@ -69,6 +75,9 @@ pub(crate) struct Keeper {
     pub(crate) health: Health,
     pub(crate) folder: PathBuf,
     pub(crate) mark: watch::Sender<i64>,
+    pub(crate) settle: watch::Sender<u64>,
+    pub(crate) serial: watch::Sender<u32>,
+    pub(crate) keys: Arc<ArcSwap<Keyring>>,
     pub(crate) live: [bool; 2],
     pub(crate) waiters: Vec<(i64, oneshot::Sender<()>)>,
 }
@@ -147,6 +156,10 @@ impl Keeper {
                 let _ = reply.send(self.state.list(&zone, after.as_deref(), limit));
                 return false;
             }
+            Event::Answers { stored, reply } => {
+                let _ = reply.send(self.state.answers(stored));
+                return false;
+            }
             Event::Served { revision, reply } => {
                 if self.waiters.len() < MAX_WAITERS {
                     self.waiters.retain(|(_, waiting)| !waiting.is_closed());
@@ -166,7 +179,11 @@ impl Keeper {
         if !self.state.is_filled() {
             return;
         }
+        if let Some(keys) = self.state.take_keys() {
+            self.keys.store(Arc::new(keys));
+        }
         let snapshot = self.state.snapshot();
+        let serial = snapshot.serial();
         self.metrics.serial.set(snapshot.serial().into());
         self.metrics
             .names
@@ -174,6 +191,11 @@ impl Keeper {
         self.metrics.batches.inc();
         self.published.store(Arc::new(snapshot));
         self.health.ready();
+        self.serial
+            .send_if_modified(|told| std::mem::replace(told, serial) != serial);
+        if self.state.take_unsettled() {
+            self.settle.send_modify(|asked| *asked += 1);
+        }
         self.wake();
         if let Some(revision) = self.state.mark_due()
             && self.live.iter().all(|live| *live)

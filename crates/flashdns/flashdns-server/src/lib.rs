@@ -14,22 +14,31 @@
 //! - Answering depends on nothing but the published snapshot: not on Chainfire, not on Aegis, not on disk.
 //! - One task (`keeper`) owns the state; feeds and API reach it over one bounded queue.
 //! - What is served is a function of what Chainfire holds, the serial included, so all servers agree.
+//! - A secret lies in Chainfire sealed, or not at all.
 //! - Before anything is known every question is refused: nobody may remember a wrong "does not exist".
 
 mod api;
 pub mod config;
 mod feed;
 mod keeper;
+mod keys;
 mod metrics;
+mod notify;
 mod persist;
 mod record;
+mod seal;
 pub mod server;
+mod signed;
 mod state;
 mod tcp;
 mod udp;
+mod updates;
+mod xfr;
 mod zones;
 
 pub use api::openapi_json;
 pub use config::Config;
+pub use seal::SealError;
 pub use server::{Server, StartError, run};
+pub use xfr::NetworkTextError;
 pub use zones::ZoneError;

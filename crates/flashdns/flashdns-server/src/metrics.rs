@@ -8,8 +8,8 @@ use std::sync::{
 use flashdns_core::{Outcome, Rtype, Transport};
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric},
-    metrics::{MetricType, counter::Counter, gauge::Gauge},
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric},
+    metrics::{MetricType, counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
 
@@ -120,6 +120,30 @@ pub(crate) struct Metrics {
     pub(crate) connections: Gauge<i64, AtomicI64>,
     /// Replies that the system would not send.
     pub(crate) send_failures: Counter,
+    /// Transfers asked for, by what came of it.
+    pub(crate) transfers: Family<TransferLabels, Counter>,
+    /// Messages whose signature was not good.
+    pub(crate) signatures_refused: Counter,
+    /// Updates, by response code.
+    pub(crate) updates: Family<UpdateLabels, Counter>,
+    /// NOTIFY messages sent.
+    pub(crate) notify_sent: Counter,
+    /// Times that a secondary did not answer NOTIFY at all.
+    pub(crate) notify_unanswered: Counter,
+}
+
+/// How an update was answered.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct UpdateLabels {
+    pub(crate) rcode: &'static str,
+}
+
+/// What came of a transfer: `whole`, `changes`, `current` or `refused`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct TransferLabels {
+    /// Name of the key; empty without one.
+    pub(crate) key: String,
+    pub(crate) outcome: &'static str,
 }
 
 impl Metrics {
@@ -159,6 +183,31 @@ impl Metrics {
             "flashdns_send_failures",
             "UDP replies that the system would not send",
             self.send_failures.clone(),
+        );
+        registry.register(
+            "flashdns_transfers",
+            "Transfers asked for, by what came of it",
+            self.transfers.clone(),
+        );
+        registry.register(
+            "flashdns_signatures_refused",
+            "Messages whose signature was not good",
+            self.signatures_refused.clone(),
+        );
+        registry.register(
+            "flashdns_updates",
+            "Updates by response code",
+            self.updates.clone(),
+        );
+        registry.register(
+            "flashdns_notify_sent",
+            "NOTIFY messages sent to secondaries",
+            self.notify_sent.clone(),
+        );
+        registry.register(
+            "flashdns_notify_unanswered",
+            "Times that a secondary answered no NOTIFY",
+            self.notify_unanswered.clone(),
         );
     }
 }

@@ -3,6 +3,8 @@
 //! ```text
 //! /flashdns/v1/zones/ZONE/names/NAME   JSON of all record sets at NAME (StoredName)
 //! /flashdns/v1/serial                  decimal: revision that the serial has reached (see `state`)
+//! /flashdns/v1/settle                  empty: its revision ends a moment in which servers may differ (see `state`)
+//! /flashdns/v1/keys/NAME               a TSIG key (see `keys`)
 //! ```
 //! ZONE and NAME are in presentation format with the last dot; a slash inside a label is escaped, so keys
 //! split at slashes. All sets of a name are one value: "nothing stands beside a CNAME" is then a matter of
@@ -15,6 +17,8 @@ use serde::{Deserialize, Serialize};
 pub(crate) const PREFIX: &str = "/flashdns/v1/";
 /// The high-water mark of the serial.
 pub(crate) const SERIAL_KEY: &str = "/flashdns/v1/serial";
+/// Written when changes came out of their order.
+pub(crate) const SETTLE_KEY: &str = "/flashdns/v1/settle";
 const ZONES: &str = "/flashdns/v1/zones/";
 /// Version of [`StoredName`] that is written. A reader refuses a newer one.
 const VERSION: u32 = 1;
@@ -112,11 +116,11 @@ pub(crate) fn value(sets: &[RrSet]) -> Result<Vec<u8>, serde_json::Error> {
     })
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn unhex(text: &str) -> Option<Box<[u8]>> {
+pub(crate) fn unhex(text: &str) -> Option<Box<[u8]>> {
     if !text.len().is_multiple_of(2) || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         return None;
     }

@@ -1,10 +1,14 @@
 //! A FlashDNS process: binds its ports, starts its tasks.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
 
 use arc_swap::ArcSwap;
 use chainfire_client::Client;
-use flashdns_core::Snapshot;
+use flashdns_core::{DnsName, Snapshot, journal::Journal};
 use hearth_service::{
     health::{self, Health},
     server::{BindError, Listener, ServeOptions, serve},
@@ -14,7 +18,7 @@ use hearth_service::{
 use iam_client::{Authorizer, AuthorizerConfig};
 use tokio::{
     net::TcpListener,
-    sync::{mpsc, watch},
+    sync::{Semaphore, mpsc, watch},
 };
 
 use crate::{
@@ -22,10 +26,13 @@ use crate::{
     config::{Config, SettingsError, Zones},
     feed,
     keeper::{Event, Keeper, QUEUE},
+    keys::Keyring,
     metrics::Metrics,
-    persist,
+    notify, persist,
+    seal::{SealError, Sealer},
     state::{Source, State},
-    tcp, udp,
+    tcp, udp, updates,
+    xfr::{MAX_TRANSFERS, Network},
     zones::ZoneError,
 };
 
@@ -39,6 +46,16 @@ const PORT_ATTEMPTS: usize = 16;
 pub(crate) struct Shared {
     pub(crate) published: Arc<ArcSwap<Snapshot>>,
     pub(crate) metrics: Metrics,
+    /// TSIG keys.
+    pub(crate) keys: Arc<ArcSwap<Keyring>>,
+    /// What changed lately.
+    pub(crate) journal: Arc<Mutex<Journal>>,
+    /// Who may transfer zones without a key.
+    pub(crate) transfer_networks: Vec<Network>,
+    /// Updates on their way to whoever makes them.
+    pub(crate) updates: mpsc::Sender<updates::Job>,
+    /// Places for transfers that run.
+    pub(crate) transfers: Semaphore,
 }
 
 /// Why a server could not start.
@@ -53,6 +70,9 @@ pub enum StartError {
     /// Certificate or key cannot be used.
     #[error("the TLS identity cannot be used")]
     Tls(#[from] TlsError),
+    /// The file that seals TSIG secrets.
+    #[error("TSIG keys cannot be kept")]
+    Seal(#[from] SealError),
     /// A Chainfire endpoint is not an address.
     #[error("the Chainfire endpoints cannot be used")]
     Chainfire(#[source] chainfire_client::Error),
@@ -87,6 +107,9 @@ pub struct Server {
     folder: std::path::PathBuf,
     shared: Arc<Shared>,
     health: Health,
+    sealer: Option<Arc<Sealer>>,
+    jobs: mpsc::Receiver<updates::Job>,
+    notify: Vec<SocketAddr>,
 }
 
 impl Server {
@@ -104,7 +127,13 @@ impl Server {
         health.register(|registry| metrics.register(registry));
         let folder = config.service.data_dir.clone();
         std::fs::create_dir_all(&folder).map_err(StartError::Folder)?;
-        let mut state = State::new(zones.clone(), metrics.clone())?;
+        let sealer = match &config.flashdns.seal_key_file {
+            Some(path) => Some(Arc::new(Sealer::load(path)?)),
+            None => None,
+        };
+        let networks = config.flashdns.transfers.networks();
+        let transfer_networks = networks.map_err(SettingsError::from)?;
+        let mut state = State::new(zones.clone(), metrics.clone(), sealer.clone())?;
         let policy = AuthorizerConfig::new(&config.flashdns.aegis_url, &config.flashdns.domain);
         match persist::load(&folder) {
             Ok(Some(saved)) => {
@@ -138,7 +167,16 @@ impl Server {
         }
         let api = Listener::bind(config.flashdns.listen_api).await?;
         let published = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
-        let shared = Arc::new(Shared { published, metrics });
+        let (updates, jobs) = mpsc::channel(updates::QUEUE);
+        let shared = Arc::new(Shared {
+            updates,
+            published,
+            metrics,
+            keys: Arc::default(),
+            journal: state.journal(),
+            transfer_networks,
+            transfers: Semaphore::new(MAX_TRANSFERS),
+        });
         Ok(Self {
             identity,
             client,
@@ -152,6 +190,9 @@ impl Server {
             folder,
             shared,
             health,
+            sealer,
+            jobs,
+            notify: config.flashdns.transfers.notify.clone(),
         })
     }
 
@@ -172,6 +213,8 @@ impl Server {
     pub fn start(self, tasks: &Tasks, authorizer: Option<Authorizer>) {
         let (events, queue) = mpsc::channel::<Event>(QUEUE);
         let (mark, due) = watch::channel(0);
+        let (settle, unsettled) = watch::channel(0);
+        let (serial, told) = watch::channel(0);
         let keeper = Keeper {
             state: self.state,
             published: self.shared.published.clone(),
@@ -179,6 +222,9 @@ impl Server {
             health: self.health.clone(),
             folder: self.folder,
             mark,
+            settle,
+            serial,
+            keys: self.shared.keys.clone(),
             live: [false; 2],
             waiters: Vec::new(),
         };
@@ -192,6 +238,23 @@ impl Server {
             Kind::Critical,
             feed::keep_mark(self.client.clone(), due, tasks.clone()),
         );
+        tasks.spawn(
+            "settle",
+            Kind::Critical,
+            feed::settle(self.client.clone(), unsettled, tasks.clone()),
+        );
+        let zones = std::iter::once(&self.zones.domain).chain(&self.zones.reverse);
+        let zones: Vec<DnsName> = zones.cloned().collect();
+        for target in self.notify {
+            let run = notify::run(
+                target,
+                zones.clone(),
+                told.clone(),
+                self.shared.clone(),
+                tasks.clone(),
+            );
+            tasks.spawn("notify", Kind::Critical, run);
+        }
         for socket in self.udp {
             tasks.spawn(
                 "dns-udp",
@@ -211,6 +274,10 @@ impl Server {
             client: self.client,
             keeper: events,
             published: self.shared.published.clone(),
+            keys: self.shared.keys.clone(),
+            sealer: self.sealer,
+            shared: self.shared,
+            jobs: self.jobs,
             authorizer,
             policy: self.policy,
             listener: self.api,
@@ -227,6 +294,10 @@ struct Api {
     client: Client,
     keeper: mpsc::Sender<Event>,
     published: Arc<ArcSwap<Snapshot>>,
+    keys: Arc<ArcSwap<Keyring>>,
+    sealer: Option<Arc<Sealer>>,
+    shared: Arc<Shared>,
+    jobs: mpsc::Receiver<updates::Job>,
     authorizer: Option<Authorizer>,
     policy: AuthorizerConfig,
     listener: Listener,
@@ -247,7 +318,11 @@ impl Api {
             published: self.published,
             authorizer,
             readers: App::readers(),
+            keys: self.keys,
+            sealer: self.sealer,
         };
+        let run = updates::run(app.clone(), self.shared, self.jobs, tasks.clone());
+        tasks.spawn("updates", Kind::Critical, run);
         let router = api::router(app, health::router(self.health));
         let options = ServeOptions::tls(self.identity, ClientAuth::Optional);
         Ok(serve(self.listener, router, options, tasks).await?)

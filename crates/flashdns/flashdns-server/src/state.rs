@@ -5,19 +5,29 @@
 //! the store afresh and so cannot see deletions. What a fresh list shows is the newest revision among the
 //! entries and the mark at [`record::SERIAL_KEY`]. Whoever knows a newer revision (it saw a deletion) is
 //! [due](State::mark_due) to write that into the mark, where every other server finds it.
+//!
+//! The two sources are watched apart, so a change may come after a newer one of the other source. Then the records
+//! are right but the serial was already told without them: the server is [unsettled](State::take_unsettled) and writes
+//! [`record::SETTLE_KEY`], whose revision becomes everybody's next serial. Between, and whenever the serial moves
+//! other than by a change seen in its order, the journal knows nothing and secondaries get whole zones.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use bytes::Bytes;
-use flashdns_core::{Catalog, DnsName, Host, RrSet, Snapshot, serial};
+use flashdns_core::{Catalog, DnsName, Host, RrSet, Snapshot, journal::Journal, serial};
 use hearth_service::tasks::chain;
 use plasmavmc_client::names;
 
 use crate::{
     config::Zones,
+    keys::{self, KeyError, Keyring},
     metrics::Metrics,
     persist::Saved,
     record::{self, RecordError},
+    seal::Sealer,
     zones::ZoneError,
 };
 
@@ -62,6 +72,15 @@ pub(crate) enum Change {
     Delete { key: Bytes, mod_revision: i64 },
 }
 
+impl Change {
+    fn revision(&self) -> i64 {
+        match self {
+            Self::Put(entry) => entry.mod_revision,
+            Self::Delete { mod_revision, .. } => *mod_revision,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct State {
     zones: Arc<Zones>,
@@ -76,6 +95,13 @@ pub(crate) struct State {
     revisions: [i64; 2],
     restored: bool,
     metrics: Metrics,
+    sealer: Option<Arc<Sealer>>,
+    keys: Keyring,
+    keys_changed: bool,
+    journal: Arc<Mutex<Journal>>,
+    /// The serial moved without a change that was seen.
+    jumped: bool,
+    unsettled: bool,
 }
 
 /// A name with its records.
@@ -108,6 +134,8 @@ enum EntryError {
     Long(#[from] flashdns_core::name::NameError),
     #[error("the name does not belong to the zone in its key")]
     Zone,
+    #[error("the TSIG key cannot be used")]
+    Key(#[from] KeyError),
     #[error("the mark is not a revision")]
     Mark,
     #[error("nothing of FlashDNS's has this prefix")]
@@ -115,7 +143,11 @@ enum EntryError {
 }
 
 impl State {
-    pub(crate) fn new(zones: Arc<Zones>, metrics: Metrics) -> Result<Self, ZoneError> {
+    pub(crate) fn new(
+        zones: Arc<Zones>,
+        metrics: Metrics,
+        sealer: Option<Arc<Sealer>>,
+    ) -> Result<Self, ZoneError> {
         let mut catalog = Catalog::new();
         zones.add_to(&mut catalog)?;
         Ok(Self {
@@ -128,7 +160,28 @@ impl State {
             revisions: [0; 2],
             restored: false,
             metrics,
+            sealer,
+            keys: Keyring::new(),
+            keys_changed: false,
+            journal: Arc::default(),
+            jumped: false,
+            unsettled: false,
         })
+    }
+
+    /// What changed lately; shared with whoever serves transfers.
+    pub(crate) fn journal(&self) -> Arc<Mutex<Journal>> {
+        self.journal.clone()
+    }
+
+    /// The keys, when they changed since the last look.
+    pub(crate) fn take_keys(&mut self) -> Option<Keyring> {
+        std::mem::take(&mut self.keys_changed).then(|| self.keys.clone())
+    }
+
+    /// Whether the serial was told without a change that it should have had.
+    pub(crate) fn take_unsettled(&mut self) -> bool {
+        std::mem::take(&mut self.unsettled)
     }
 
     /// Takes over what was saved before the restart.
@@ -176,6 +229,13 @@ impl State {
     /// The mark that has to be written for other servers to come to our serial.
     pub(crate) fn mark_due(&self) -> Option<i64> {
         (self.serial_revision > self.shown).then_some(self.serial_revision)
+    }
+
+    /// What names would answer with if these records were stored at them.
+    pub(crate) fn answers(&self, stored: Vec<(DnsName, Vec<RrSet>)>) -> BTreeMap<DnsName, Vec<RrSet>> {
+        let answer =
+            |(name, stored): (DnsName, Vec<RrSet>)| (name.clone(), self.catalog.served_with(&name, stored));
+        stored.into_iter().map(answer).collect()
     }
 
     /// Names of a zone in the order of their text, behind `after`: those stored and, in a project's zone,
@@ -245,6 +305,7 @@ impl State {
     /// Replaces everything known of a source.
     pub(crate) fn listed(&mut self, source: Source, revision: i64, entries: Vec<Entry>) {
         let before = self.serial_revision;
+        self.catalog.note_changes(false);
         let kept: std::collections::HashSet<&Bytes> = entries.iter().map(|entry| &entry.key).collect();
         let gone: Vec<Bytes> = self
             .entries
@@ -271,11 +332,43 @@ impl State {
             self.serial_revision = revision;
         }
         self.revisions[source as usize] = revision;
+        let moved = self.catalog.was_touched() || self.serial_revision != before;
+        self.catalog.note_changes(true);
+        self.jumped = false;
+        let known = self.is_filled().then_some(self.serial_revision);
+        let mut journal = lock(&self.journal);
+        if moved || !journal.is_running() {
+            journal.restart(known);
+        }
+    }
+
+    /// Notes what changed at one revision, for incremental transfers.
+    fn close_step(&mut self, before: i64) {
+        let step = self.catalog.take_changes(self.serial_revision);
+        let jumped = std::mem::take(&mut self.jumped);
+        let mut journal = lock(&self.journal);
+        if self.serial_revision <= before {
+            if !step.is_empty() {
+                journal.restart(None);
+                self.unsettled = true;
+            }
+        } else if jumped || !journal.is_running() {
+            journal.restart(self.is_filled().then_some(self.serial_revision));
+        } else {
+            journal.push(step);
+        }
     }
 
     /// Applies changes in order.
     pub(crate) fn changed(&mut self, source: Source, revision: i64, changes: Vec<Change>) {
+        let (mut before, mut step) = (self.serial_revision, None);
         for change in changes {
+            let at = change.revision();
+            if step.is_some_and(|step| step != at) {
+                self.close_step(before);
+                before = self.serial_revision;
+            }
+            step = Some(at);
             match change {
                 Change::Put(entry) => self.put(entry),
                 Change::Delete { key, mod_revision } => {
@@ -286,6 +379,9 @@ impl State {
                     }
                 }
             }
+        }
+        if step.is_some() {
+            self.close_step(before);
         }
         let known = &mut self.revisions[source as usize];
         *known = revision.max(*known);
@@ -299,9 +395,17 @@ impl State {
         } = entry;
         let (outcome, reached) = if *key == *record::SERIAL_KEY.as_bytes() {
             match mark(&value) {
-                Ok(mark) => (Ok(()), mark),
+                Ok(mark) => {
+                    self.jumped |= mark > self.serial_revision;
+                    (Ok(()), mark)
+                }
                 Err(error) => (Err(error), 0),
             }
+        } else if *key == *record::SETTLE_KEY.as_bytes() {
+            self.jumped = true;
+            (Ok(()), mod_revision)
+        } else if key.starts_with(keys::PREFIX.as_bytes()) {
+            (self.take_key(&key, &value), mod_revision)
         } else {
             (self.take(&key, &value), mod_revision)
         };
@@ -313,6 +417,21 @@ impl State {
         self.shown = self.shown.max(reached);
         self.serial_revision = self.serial_revision.max(reached);
         self.entries.insert(key, (value, mod_revision));
+    }
+
+    fn take_key(&mut self, key: &[u8], value: &[u8]) -> Result<(), EntryError> {
+        let name = keys::parse_key(key)?;
+        self.keys_changed = true;
+        match keys::parse(self.sealer.as_deref(), &name, value) {
+            Ok(known) => {
+                self.keys.insert(name, known);
+                Ok(())
+            }
+            Err(error) => {
+                self.keys.remove(&name);
+                Err(error.into())
+            }
+        }
     }
 
     /// Puts an entry's records in place. One that cannot be read counts as absent, on every server alike.
@@ -349,6 +468,10 @@ impl State {
 
     /// Takes away what a key stood for.
     fn withdraw(&mut self, key: &[u8]) {
+        if let Ok(name) = keys::parse_key(key) {
+            self.keys_changed |= self.keys.remove(&name).is_some();
+            return;
+        }
         match Source::of(key) {
             Some(Source::Zones) => {
                 if let Ok(name) = self.record_name(key) {
@@ -383,6 +506,10 @@ impl State {
     }
 }
 
+fn lock(journal: &Mutex<Journal>) -> MutexGuard<'_, Journal> {
+    journal.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 enum Content {
     Records(DnsName, Vec<RrSet>),
     Host(DnsName, Host),
@@ -406,7 +533,7 @@ mod tests {
             reverse: vec!["77.10.in-addr.arpa".parse().unwrap()],
             servers: vec!["127.0.0.1".parse().unwrap()],
         };
-        State::new(Arc::new(zones), Metrics::default()).unwrap()
+        State::new(Arc::new(zones), Metrics::default(), None).unwrap()
     }
 
     fn vm(name: &str, address: &str, mod_revision: i64) -> Entry {
@@ -517,6 +644,65 @@ mod tests {
         after.listed(Source::Names, 3, vec![vm("c", "10.77.0.3", 2)]);
         assert_eq!(after.snapshot().serial(), 2);
         assert!(served(&after, "a.p.h.i").is_empty());
+    }
+
+    #[test]
+    fn the_journal_follows_changes_in_their_order_only() {
+        let mut state = state();
+        let journal = state.journal();
+        let steps = |from: u32, to: u32| {
+            let steps = lock(&journal).between(from, to);
+            steps.map(|steps| steps.iter().map(|step| step.revision).collect::<Vec<_>>())
+        };
+        let put = |name: &str, address: &str, revision| Change::Put(vm(name, address, revision));
+        state.listed(Source::Zones, 10, vec![]);
+        assert_eq!(steps(0, 0), None);
+        state.listed(Source::Names, 10, vec![vm("a", "10.77.0.1", 5)]);
+        assert_eq!(steps(5, 5), Some(vec![]));
+        let changes = vec![
+            put("b", "10.77.0.2", 11),
+            put("c", "10.77.0.3", 12),
+            gone("b", 13),
+        ];
+        state.changed(Source::Names, 13, changes);
+        assert_eq!(steps(5, 13), Some(vec![11, 12, 13]));
+        assert_eq!(steps(11, 13), Some(vec![12, 13]));
+        assert_eq!(steps(4, 13), None);
+        // The mark that its own deletion made due tells nothing new.
+        let mark = |value: &'static str, mod_revision| {
+            Change::Put(Entry {
+                key: record::SERIAL_KEY.into(),
+                value: value.into(),
+                mod_revision,
+            })
+        };
+        state.changed(Source::Zones, 14, vec![mark("13", 14)]);
+        assert_eq!(steps(5, 13), Some(vec![11, 12, 13]));
+        // One that raises the serial does: another server saw what this one did not.
+        state.changed(Source::Zones, 16, vec![mark("15", 16)]);
+        assert_eq!((steps(13, 15), steps(15, 15)), (None, Some(vec![])));
+        // A change that comes late has no serial of its own until all have settled.
+        let entry = |key: &'static str, value: &'static str, mod_revision| {
+            Change::Put(Entry {
+                key: key.into(),
+                value: value.into(),
+                mod_revision,
+            })
+        };
+        state.changed(Source::Names, 20, vec![put("d", "10.77.0.4", 20)]);
+        assert!(!state.take_unsettled());
+        let late = r#"{"version":1,"sets":[{"type":1,"ttl_s":1,"data":["01020304"]}]}"#;
+        state.changed(
+            Source::Zones,
+            19,
+            vec![entry("/flashdns/v1/zones/h.i./names/late.h.i.", late, 19)],
+        );
+        assert!(state.take_unsettled());
+        assert_eq!((state.snapshot().serial(), steps(20, 20)), (20, None));
+        state.changed(Source::Zones, 21, vec![entry(record::SETTLE_KEY, "", 21)]);
+        assert_eq!(state.snapshot().serial(), 21);
+        assert_eq!((steps(20, 21), steps(21, 21)), (None, Some(vec![])));
+        assert_eq!(state.metrics.bad_entries.get(), 0);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use flashdns_core::{Outcome, Transport, answer};
+use flashdns_core::{Outcome, Transport, update::is_update};
 use hearth_service::tasks::{Kind, TaskError, Tasks};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -18,7 +18,7 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use crate::server::Shared;
+use crate::{server::Shared, signed, updates, xfr};
 
 /// Open connections in the process.
 const MAX_CONNECTIONS: usize = 1024;
@@ -28,7 +28,7 @@ const MAX_PER_CLIENT: usize = 128;
 const IDLE: Duration = Duration::from_secs(10);
 /// A client that does not take its replies for this long is dropped.
 const WRITE_DEADLINE: Duration = Duration::from_secs(5);
-/// Longest query; a frame that announces more ends the connection.
+/// Longest query but for updates; a frame that announces more ends the connection.
 const MAX_QUERY: usize = 4096;
 /// Replies are written once this many bytes have gathered, or nothing is left to answer.
 const FLUSH_AT: usize = 64 * 1024;
@@ -97,7 +97,7 @@ pub(crate) async fn run(listener: TcpListener, shared: Arc<Shared>, tasks: Tasks
             // How a connection ends is the client's doing and worth no more than a debug line.
             let ended = tokio::select! {
                 () = stop.stopping() => Ok(()),
-                ended = converse(stream, &shared) => ended,
+                ended = converse(stream, &shared, remote.ip()) => ended,
             };
             if let Err(error) = ended {
                 tracing::debug!(%remote, %error, "a DNS connection ended");
@@ -114,7 +114,7 @@ pub(crate) async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::bind(address).await
 }
 
-async fn converse(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
+async fn converse(mut stream: TcpStream, shared: &Shared, client: IpAddr) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut input: Vec<u8> = Vec::with_capacity(512);
     let (mut output, mut reply) = (Vec::new(), Vec::new());
@@ -124,7 +124,21 @@ async fn converse(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
         let mut is_over = false;
         while let Some(frame) = frame(input.get(used..).unwrap_or(&[]))? {
             used += 2 + frame.len();
-            let outcome = answer(&shared.published.load(), frame, Transport::Tcp, &mut reply);
+            if xfr::is_wanted(frame) {
+                flush(&mut stream, &mut output).await?;
+                let outcome = xfr::serve(&mut stream, shared, frame, client).await?;
+                shared.metrics.queries.count(Transport::Tcp, outcome);
+                continue;
+            }
+            if is_update(frame) {
+                flush(&mut stream, &mut output).await?;
+                updates::on_stream(shared, frame, client, &mut reply).await;
+                let length = u16::try_from(reply.len()).map_err(io::Error::other)?;
+                output.extend(length.to_be_bytes());
+                output.extend_from_slice(&reply);
+                continue;
+            }
+            let outcome = signed::answer(shared, frame, Transport::Tcp, &mut reply);
             shared.metrics.queries.count(Transport::Tcp, outcome);
             match (outcome, u16::try_from(reply.len())) {
                 (Outcome::Reply { .. }, Ok(length)) => {
@@ -162,7 +176,9 @@ fn frame(input: &[u8]) -> io::Result<Option<&[u8]>> {
         return Ok(None);
     };
     let length = usize::from(u16::from_be_bytes(*length));
-    if length > MAX_QUERY {
+    // Updates may be as long as a frame can be; that it is one stands in its third byte.
+    let is_update = rest.get(2).is_none_or(|flags| flags & 0x78 == 0x28);
+    if length > MAX_QUERY && !is_update {
         return Err(io::Error::other("a query is longer than allowed"));
     }
     Ok(rest.get(..length))

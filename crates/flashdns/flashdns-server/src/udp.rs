@@ -5,7 +5,7 @@
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
-    net::{Shutdown, SocketAddr, UdpSocket},
+    net::{IpAddr, Shutdown, SocketAddr, UdpSocket},
     os::fd::AsRawFd,
     sync::{
         Arc,
@@ -13,7 +13,7 @@ use std::{
     },
 };
 
-use flashdns_core::{Outcome, Transport, answer, limits::MAX_UDP_REPLY};
+use flashdns_core::{Outcome, Transport, answer, limits::MAX_UDP_REPLY, update::is_update};
 use hearth_service::tasks::{TaskError, Tasks};
 use nix::{
     errno::Errno,
@@ -22,7 +22,11 @@ use nix::{
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::oneshot;
 
-use crate::server::Shared;
+use crate::{
+    server::Shared,
+    signed,
+    updates::{self, Taken},
+};
 
 /// Datagrams per system call.
 const BATCH: usize = 32;
@@ -80,7 +84,7 @@ fn wake(socket: &UdpSocket) {
     let _ = socket2::SockRef::from(socket).shutdown(Shutdown::Both);
 }
 
-fn serve(socket: &UdpSocket, shared: &Shared, stop: &AtomicBool) -> io::Result<()> {
+fn serve(socket: &Arc<UdpSocket>, shared: &Shared, stop: &AtomicBool) -> io::Result<()> {
     let fd = socket.as_raw_fd();
     let mut queries = vec![[0; MAX_QUERY]; BATCH];
     let mut replies: Vec<Vec<u8>> = (0..BATCH).map(|_| Vec::with_capacity(MAX_UDP_REPLY)).collect();
@@ -104,7 +108,20 @@ fn serve(socket: &UdpSocket, shared: &Shared, stop: &AtomicBool) -> io::Result<(
             let (Some(reply), Some(query)) = (replies.get_mut(senders.len()), query.get(..length)) else {
                 continue;
             };
-            let outcome = answer(&snapshot, query, Transport::Udp, reply);
+            if is_update(query) {
+                if let Some(client) = sender.as_ref().and_then(socket_address)
+                    && let Taken::Replied = updates::datagram(shared, query, socket, client, reply)
+                {
+                    senders.push(sender);
+                }
+                continue;
+            }
+            let outcome = if signed::is_special(query) {
+                let client = sender.as_ref().and_then(address);
+                signed::special(shared, query, client, reply)
+            } else {
+                answer(&snapshot, query, Transport::Udp, reply)
+            };
             shared.metrics.queries.count(Transport::Udp, outcome);
             if outcome != Outcome::Silence && sender.is_some() {
                 senders.push(sender);
@@ -113,6 +130,26 @@ fn serve(socket: &UdpSocket, shared: &Shared, stop: &AtomicBool) -> io::Result<(
         drop(snapshot);
         send(fd, &replies, &senders, shared);
     }
+}
+
+fn socket_address(sender: &SockaddrStorage) -> Option<SocketAddr> {
+    let v4 = || {
+        sender
+            .as_sockaddr_in()
+            .map(|v4| SocketAddr::from((v4.ip(), v4.port())))
+    };
+    let v6 = || {
+        sender
+            .as_sockaddr_in6()
+            .map(|v6| SocketAddr::from((v6.ip(), v6.port())))
+    };
+    v4().or_else(v6)
+}
+
+fn address(sender: &SockaddrStorage) -> Option<IpAddr> {
+    let v4 = || sender.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+    let v6 = || sender.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip()));
+    v4().or_else(v6)
 }
 
 type Received = Vec<(usize, Option<SockaddrStorage>)>;

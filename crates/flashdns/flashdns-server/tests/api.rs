@@ -51,6 +51,9 @@ const LIST: &str = "GET /v1/zones/{zone}/records";
 const CREATE: &str = "POST /v1/zones/{zone}/records";
 const EXPORT: &str = "GET /v1/zones/{zone}/file";
 const IMPORT: &str = "PUT /v1/zones/{zone}/file";
+const KEYS: &str = "GET /v1/keys";
+const NEW_KEY: &str = "POST /v1/keys";
+const NO_KEY: &str = "DELETE /v1/keys/{name}";
 const DELETE: &str = "DELETE /v1/zones/{zone}/records/{name}/{type}";
 
 /// Endpoint, zone, expected status for each caller. `p` is the project that viewer, operator and admin are
@@ -59,6 +62,10 @@ const DELETE: &str = "DELETE /v1/zones/{zone}/records/{name}/{type}";
 const TABLE: &[(&str, &str, [u16; 9])] = &[
     //                                      nobody exp  unb  view oper adm  oth  r-vi r-ad
     (ZONES,  "",                           [401, 401, 200, 200, 200, 200, 200, 200, 200]),
+    // This server has no seal key; what keys may do stands in `transfers` and `updates`.
+    (KEYS,    "",                          [401, 401, 200, 200, 200, 200, 200, 200, 200]),
+    (NEW_KEY, "",                          [401, 401, 412, 412, 412, 412, 412, 412, 412]),
+    (NO_KEY,  "",                          [401, 401, 404, 404, 404, 404, 404, 404, 404]),
     (LIST,   "p.hearth.internal.",         [401, 401, 404, 200, 200, 200, 404, 200, 200]),
     (CREATE, "p.hearth.internal.",         [401, 401, 404, 403, 201, 201, 404, 403, 201]),
     (DELETE, "p.hearth.internal.",         [401, 401, 404, 403, 204, 204, 404, 403, 204]),
@@ -177,7 +184,11 @@ async fn every_caller_gets_what_the_table_says() {
                 let file = "@ 60 SOA ns h 1 2 3 4 5\n";
                 server.import(&bed.pki, zone, callers.token(caller), file).await
             } else {
-                let body = (*endpoint == CREATE).then(|| record.clone());
+                let body = match *endpoint {
+                    CREATE => Some(record.clone()),
+                    NEW_KEY => Some(json!({"name": "k."})),
+                    _ => None,
+                };
                 server
                     .call(&bed.pki, method, &path, callers.token(caller), body)
                     .await

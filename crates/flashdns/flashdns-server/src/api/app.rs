@@ -16,7 +16,9 @@ use super::wire::{ListQuery, NewRecord, Record, RecordList, Source};
 use crate::{
     config::Zones,
     keeper::{Event, Listed, NamePage},
+    keys::Keyring,
     record,
+    seal::Sealer,
 };
 
 /// Names on a page of records.
@@ -27,9 +29,9 @@ pub(super) const ATTEMPTS: usize = 8;
 /// Longest wait for this server to serve what was written; the write stands either way.
 const SERVE_DEADLINE: Duration = Duration::from_secs(1);
 /// Stored names of one zone, so that a tenant cannot fill the store.
-pub(super) const MAX_NAMES_PER_ZONE: usize = 10_000;
+pub(crate) const MAX_NAMES_PER_ZONE: usize = 10_000;
 /// Types at one name.
-pub(super) const MAX_SETS_PER_NAME: usize = 64;
+pub(crate) const MAX_SETS_PER_NAME: usize = 64;
 
 /// What the handlers share.
 #[derive(Clone, Debug)]
@@ -41,6 +43,9 @@ pub(crate) struct App {
     pub(crate) authorizer: Authorizer,
     /// Places for zone files that are read.
     pub(crate) readers: Arc<Semaphore>,
+    pub(crate) keys: Arc<ArcSwap<Keyring>>,
+    /// Seals secrets; none: there are no keys.
+    pub(crate) sealer: Option<Arc<Sealer>>,
 }
 
 impl App {
@@ -132,7 +137,7 @@ impl App {
     }
 
     /// Asks the keeper for names of a zone.
-    pub(super) async fn names(
+    pub(crate) async fn names(
         &self,
         zone: &DnsName,
         after: Option<String>,
@@ -297,7 +302,7 @@ impl App {
     }
 
     /// Waits a moment for this server to serve a revision, so that whoever wrote can look.
-    pub(super) async fn served(&self, revision: i64) {
+    pub(crate) async fn served(&self, revision: i64) {
         let (reply, served) = oneshot::channel();
         if self.keeper.send(Event::Served { revision, reply }).await.is_ok() {
             // Late or not: the write stands, and every server follows.

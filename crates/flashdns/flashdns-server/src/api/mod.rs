@@ -2,6 +2,7 @@
 
 mod app;
 mod files;
+mod keys;
 mod wire;
 
 use axum::{
@@ -13,14 +14,14 @@ use axum::{
     },
     http::{HeaderName, StatusCode, header::CONTENT_TYPE, request::Parts},
 };
-use flashdns_client::types::{ZoneImport, ZoneList};
+use flashdns_client::types::{KeyList, MadeKey, NewKey, ZoneImport, ZoneList};
 use hearth_service::error::{ApiError, ErrorKind};
 use iam_client::OpContext;
 use serde::de::DeserializeOwned;
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-pub(crate) use app::App;
+pub(crate) use app::{App, MAX_NAMES_PER_ZONE, MAX_SETS_PER_NAME};
 use wire::{DeleteQuery, ErrorBody, ImportQuery, ListQuery, NewRecord, Record, RecordList};
 
 /// Largest JSON body: the longest record data with room for escapes.
@@ -61,6 +62,8 @@ fn api() -> (Router<App>, utoipa::openapi::OpenApi) {
         .routes(routes!(list_zones))
         .routes(routes!(list_records, create_record))
         .routes(routes!(delete_record))
+        .routes(routes!(list_keys, create_key))
+        .routes(routes!(delete_key))
         .merge(files)
         .split_for_parts()
 }
@@ -187,6 +190,43 @@ async fn import_zone(
     Text(file): Text,
 ) -> Result<Json<ZoneImport>, ApiError> {
     app.import_zone(&ctx, &zone, file, query.dry_run).await.map(Json)
+}
+
+/// Lists the caller's TSIG keys, without their secrets.
+#[utoipa::path(
+    get, path = "/v1/keys", operation_id = "list_keys", tag = "keys",
+    responses((status = 200, body = KeyList), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody))
+)]
+async fn list_keys(ctx: OpContext, State(app): State<App>) -> Json<KeyList> {
+    Json(app.list_keys(&ctx))
+}
+
+/// Makes a TSIG key that has the caller's rights. Its secret is in this answer and never shown again.
+#[utoipa::path(
+    post, path = "/v1/keys", operation_id = "create_key", tag = "keys", request_body = NewKey,
+    responses((status = 201, body = MadeKey), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody))
+)]
+async fn create_key(
+    ctx: OpContext,
+    State(app): State<App>,
+    Body(key): Body<NewKey>,
+) -> Result<(StatusCode, Json<MadeKey>), ApiError> {
+    Ok((StatusCode::CREATED, Json(app.create_key(&ctx, key).await?)))
+}
+
+/// Deletes a TSIG key: what it signs is refused from then on.
+#[utoipa::path(
+    delete, path = "/v1/keys/{name}", operation_id = "delete_key", tag = "keys",
+    params(("name" = String, Path, description = "Name of the key")),
+    responses((status = 204), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody))
+)]
+async fn delete_key(
+    ctx: OpContext,
+    State(app): State<App>,
+    Parameters(name): Parameters<String>,
+) -> Result<StatusCode, ApiError> {
+    app.delete_key(&ctx, &name).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 fn unreadable(what: &str, why: &str) -> ApiError {
