@@ -3,6 +3,7 @@
 use std::cell::OnceCell;
 
 use crate::{
+    cookie::Cookies,
     limits::{
         MAX_ADDITIONAL_LOOKUPS, MAX_CNAME_CHAIN, MAX_NAME, MAX_TCP_REPLY, MAX_UDP_REPLY, PLAIN_UDP_REPLY,
     },
@@ -36,47 +37,55 @@ pub enum Outcome {
     },
 }
 
-/// Answers one query; the reply replaces what is in `out`. Never panics, never fails.
-pub fn answer(snapshot: &Snapshot, query: &[u8], transport: Transport, out: &mut Vec<u8>) -> Outcome {
-    answer_with_room(snapshot, query, transport, 0, out)
+/// How a query came, and what its reply must leave room for.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask<'c> {
+    /// How it came.
+    pub transport: Transport,
+    /// Bytes to leave of what the client takes, for a signature.
+    pub room: usize,
+    /// What cookies are made with; none: cookies are ignored.
+    pub cookies: Option<Cookies<'c>>,
 }
 
-/// As [`answer()`], leaving `room` bytes of what the client takes, for a signature.
-pub fn answer_with_room(
-    snapshot: &Snapshot,
-    query: &[u8],
-    transport: Transport,
-    room: usize,
-    out: &mut Vec<u8>,
-) -> Outcome {
+/// Answers one query; the reply replaces what is in `out`. Never panics, never fails.
+pub fn answer(snapshot: &Snapshot, query: &[u8], transport: Transport, out: &mut Vec<u8>) -> Outcome {
+    let ask = Ask {
+        transport,
+        room: 0,
+        cookies: None,
+    };
+    answer_to(snapshot, query, &ask, out).0
+}
+
+/// As [`answer()`]; also tells whether the client returned a good cookie, and so has the address that it says it has.
+pub fn answer_to(snapshot: &Snapshot, query: &[u8], ask: &Ask<'_>, out: &mut Vec<u8>) -> (Outcome, bool) {
     out.clear();
     let Some((id, flags)) = message::header(query) else {
-        return Outcome::Silence;
+        return (Outcome::Silence, false);
     };
     if flags.is_response() {
-        return Outcome::Silence;
+        return (Outcome::Silence, false);
     }
+    let reply = |rcode, rtype| Outcome::Reply { rcode, rtype };
     // Replies without a record fit every transport.
     let plain = PLAIN_UDP_REPLY;
     if flags.opcode() != 0 {
         Writer::new(out, plain, id, flags, None, None).finish(rcode::NOTIMP);
-        return Outcome::Reply {
-            rcode: rcode::NOTIMP,
-            rtype: None,
-        };
+        return (reply(rcode::NOTIMP, None), false);
     }
     let (question, edns) = match message::body(query) {
         Ok(parts) => parts,
         Err(question) => {
             Writer::new(out, plain, id, flags, question, None).finish(rcode::FORMERR);
-            return Outcome::Reply {
-                rcode: rcode::FORMERR,
-                rtype: question.map(|q| q.rtype),
-            };
+            return (reply(rcode::FORMERR, question.map(|q| q.rtype)), false);
         }
     };
-    let limit = limit(transport, edns).saturating_sub(room).max(MIN_ROOM);
-    let writer = Writer::new(out, limit, id, flags, Some(question), edns);
+    let cookie = edns.and_then(|edns| edns.cookie).zip(ask.cookies);
+    let is_proven = cookie.is_some_and(|(sent, cookies)| cookies.is_good(sent));
+    let limit = limit(ask.transport, edns).saturating_sub(ask.room).max(MIN_ROOM);
+    let writer = Writer::new(out, limit, id, flags, Some(question), edns)
+        .with_cookie(cookie.map(|(sent, cookies)| cookies.make(sent)));
     let made = Made::default();
     let mut responder = Responder {
         snapshot,
@@ -86,16 +95,18 @@ pub fn answer_with_room(
     };
     let rcode = responder.respond(edns);
     responder.writer.finish(rcode);
-    Outcome::Reply {
-        rcode,
-        rtype: Some(question.rtype),
-    }
+    (reply(rcode, Some(question.rtype)), is_proven)
 }
 
-/// Room that a reply has at least: header, the longest question and OPT.
-const MIN_ROOM: usize = 12 + MAX_NAME + 4 + 11;
+/// Writes the reply to a query that is not answered over UDP: with TC, so that the client comes over TCP.
+pub fn truncated(query: &[u8], out: &mut Vec<u8>) {
+    message::truncated(query, out);
+}
 
-fn limit(transport: Transport, edns: Option<Edns>) -> usize {
+/// Room that a reply has at least: header, the longest question, OPT and a cookie.
+const MIN_ROOM: usize = 12 + MAX_NAME + 4 + 11 + 28;
+
+fn limit(transport: Transport, edns: Option<Edns<'_>>) -> usize {
     match (transport, edns) {
         (Transport::Tcp, _) => MAX_TCP_REPLY,
         (Transport::Udp, None) => PLAIN_UDP_REPLY,
@@ -142,7 +153,7 @@ impl<'a> Step<'a> {
 }
 
 impl<'a> Responder<'_, 'a> {
-    fn respond(&mut self, edns: Option<Edns>) -> u16 {
+    fn respond(&mut self, edns: Option<Edns<'_>>) -> u16 {
         const CLASS_IN: u16 = 1;
         if edns.is_some_and(|edns| edns.version != 0) {
             return rcode::BADVERS;

@@ -20,6 +20,7 @@
 
 pub mod answer;
 pub mod catalog;
+pub mod cookie;
 mod form;
 pub mod journal;
 mod lexer;
@@ -30,6 +31,7 @@ pub mod name;
 mod node;
 pub mod reverse;
 pub mod rr;
+pub mod rrl;
 pub mod serial;
 mod shard;
 mod svcb;
@@ -41,7 +43,7 @@ pub mod update;
 mod wire;
 pub mod zonefile;
 
-pub use answer::{Outcome, Transport, answer, answer_with_room};
+pub use answer::{Ask, Outcome, Transport, answer, answer_to, truncated};
 pub use catalog::{Catalog, Host, ZoneSettings};
 pub use name::DnsName;
 pub use rr::{RrSet, Rtype};

@@ -1,6 +1,7 @@
 //! DNS messages: reading a query's fixed parts, writing a reply within a size.
 
 use crate::{
+    cookie::{CLIENT, SERVER, Sent},
     limits::{MAX_COMPRESSION_NAMES, MAX_QUERY_RECORDS, MAX_UDP_REPLY},
     name,
     node::Set,
@@ -10,6 +11,8 @@ use crate::{
 pub(crate) const HEADER: usize = 12;
 /// An OPT record without options.
 const OPT_LENGTH: usize = 11;
+/// A cookie option with both cookies.
+const COOKIE_OPTION: usize = 4 + CLIENT + SERVER;
 const CLASS_IN: u16 = 1;
 
 /// Response codes that are sent (RFC 6895, 2.3).
@@ -50,10 +53,11 @@ fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
 
 /// What a query says of EDNS (RFC 6891).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Edns {
+pub(crate) struct Edns<'q> {
     pub(crate) udp_size: u16,
     pub(crate) version: u8,
     pub(crate) dnssec_ok: bool,
+    pub(crate) cookie: Option<Sent<'q>>,
 }
 
 /// The question, still in the client's bytes.
@@ -77,7 +81,7 @@ pub(crate) fn header(query: &[u8]) -> Option<([u8; 2], Flags)> {
 }
 
 /// Reads question and EDNS of a standard query. `Err(Some(question))`: malformed behind the question.
-pub(crate) fn body(query: &[u8]) -> Result<(Question<'_>, Option<Edns>), Option<Question<'_>>> {
+pub(crate) fn body(query: &[u8]) -> Result<(Question<'_>, Option<Edns<'_>>), Option<Question<'_>>> {
     let count = |at| u16_at(query, at).unwrap_or(0);
     let (questions, answers, authorities, additional) = (count(4), count(6), count(8), count(10));
     if questions != 1 {
@@ -120,7 +124,7 @@ pub(crate) fn question(query: &[u8]) -> Option<(Question<'_>, usize)> {
 }
 
 /// Skips one additional record; its EDNS content when it is an OPT.
-fn additional_record(query: &[u8], at: usize) -> Option<(Option<Edns>, usize)> {
+fn additional_record(query: &[u8], at: usize) -> Option<(Option<Edns<'_>>, usize)> {
     let is_root = *query.get(at)? == 0;
     let fixed = skip_name(query, at)?;
     let rtype = Rtype(u16_at(query, fixed)?);
@@ -132,31 +136,35 @@ fn additional_record(query: &[u8], at: usize) -> Option<(Option<Edns>, usize)> {
     if rtype != Rtype::OPT {
         return Some((None, end));
     }
-    // RFC 6891, 6.1.2: the owner is the root; options fill the data. What they say is ignored.
-    if !is_root || !options_fill(rdata) {
+    // RFC 6891, 6.1.2: the owner is the root; options fill the data. All but a cookie are ignored.
+    if !is_root {
         return None;
     }
+    let cookie = cookie(rdata)?;
     Some((
         Some(Edns {
             udp_size,
             version,
             dnssec_ok: flags & 0x80 != 0,
+            cookie,
         }),
         end,
     ))
 }
 
-fn options_fill(mut rdata: &[u8]) -> bool {
+/// The first cookie among the options; `None`: they do not fill the data, or the cookie is malformed.
+fn cookie(mut rdata: &[u8]) -> Option<Option<Sent<'_>>> {
+    const COOKIE: u16 = 10;
+    let mut found = None;
     while !rdata.is_empty() {
-        let Some(length) = u16_at(rdata, 2) else {
-            return false;
-        };
-        match rdata.get(4 + usize::from(length)..) {
-            Some(rest) => rdata = rest,
-            None => return false,
+        let length = usize::from(u16_at(rdata, 2)?);
+        let data = rdata.get(4..4 + length)?;
+        if u16_at(rdata, 0) == Some(COOKIE) && found.is_none() {
+            found = Some(Sent::read(data)?);
         }
+        rdata = rdata.get(4 + length..)?;
     }
-    true
+    Some(found)
 }
 
 /// The position behind a name; a compression pointer ends it and is not followed.
@@ -187,7 +195,9 @@ pub(crate) struct Writer<'o, 'a> {
     out: &'o mut Vec<u8>,
     /// Bytes that records may fill; the OPT record's are set aside.
     limit: usize,
-    edns: Option<Edns>,
+    edns: Option<Edns<'a>>,
+    /// The server's cookie, when the client sent one.
+    cookie: Option<[u8; 16]>,
     /// Names written in full or in part, with the position of each.
     names: [(u16, &'a [u8]); MAX_COMPRESSION_NAMES],
     known: usize,
@@ -201,7 +211,7 @@ impl<'o, 'a> Writer<'o, 'a> {
         id: [u8; 2],
         flags: Flags,
         question: Option<Question<'a>>,
-        edns: Option<Edns>,
+        edns: Option<Edns<'a>>,
     ) -> Self {
         out.clear();
         out.extend(id);
@@ -212,6 +222,7 @@ impl<'o, 'a> Writer<'o, 'a> {
             out,
             limit,
             edns,
+            cookie: None,
             names: [(0, &[]); MAX_COMPRESSION_NAMES],
             known: 0,
         };
@@ -221,6 +232,15 @@ impl<'o, 'a> Writer<'o, 'a> {
             writer.count(4, 1);
         }
         writer
+    }
+
+    /// Sends a cookie along, whose room comes out of the limit.
+    pub(crate) fn with_cookie(mut self, cookie: Option<[u8; 16]>) -> Self {
+        if cookie.is_some() {
+            self.limit = self.limit.saturating_sub(COOKIE_OPTION);
+        }
+        self.cookie = cookie;
+        self
     }
 
     /// Whether it has no record yet.
@@ -377,8 +397,19 @@ impl<'o, 'a> Writer<'o, 'a> {
             let [.., size_high, size_low] = MAX_UDP_REPLY.to_be_bytes();
             let extended = (rcode >> 4).to_be_bytes()[1];
             let flags = if edns.dnssec_ok { 0x80 } else { 0 };
+            let cookie = self.cookie.zip(edns.cookie);
+            let [length, option] = match cookie {
+                // Both fit a byte: 28 and 24.
+                Some(_) => [28, 24],
+                None => [0, 0],
+            };
             self.out
-                .extend([0, 0, 41, size_high, size_low, extended, 0, flags, 0, 0, 0]);
+                .extend([0, 0, 41, size_high, size_low, extended, 0, flags, 0, 0, length]);
+            if let Some((server, sent)) = cookie {
+                self.out.extend([0, 10, 0, option]);
+                self.out.extend_from_slice(sent.client);
+                self.out.extend_from_slice(&server);
+            }
             self.count(Section::Additional as usize, 1);
         }
     }
@@ -410,4 +441,13 @@ pub(crate) fn reply(query: &[u8], rcode: u16, out: &mut Vec<u8>) {
         None,
     )
     .finish(rcode);
+}
+
+/// Writes a reply that says nothing but that the client shall come over TCP.
+pub(crate) fn truncated(query: &[u8], out: &mut Vec<u8>) {
+    reply(query, rcode::NOERROR, out);
+    if let Some(flags) = out.get_mut(2) {
+        let [tc, _] = Flags::TC.to_be_bytes();
+        *flags |= tc;
+    }
 }

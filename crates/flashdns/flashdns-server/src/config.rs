@@ -53,9 +53,48 @@ pub struct FlashDnsConfig {
     /// File with 32 random bytes that seals TSIG secrets, the same on every server. Empty: there are no keys.
     #[serde(default)]
     pub seal_key_file: Option<PathBuf>,
+    /// Limits of replies over UDP to addresses that are not proven.
+    #[serde(default)]
+    pub response_rate: ResponseRateConfig,
     /// Zones to other servers.
     #[serde(default)]
     pub transfers: TransfersConfig,
+}
+
+/// The `[flashdns.response_rate]` table.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResponseRateConfig {
+    /// Replies a second that each UDP thread sends to one /24 (IPv6: /56) for one kind of reply (answers, names that do
+    /// not exist, errors), for clients without a cookie. 0: no limit.
+    #[serde(default)]
+    pub per_second: u32,
+    /// Every how manieth reply above that is sent cut short, so that honest clients come over TCP. 0: none.
+    #[serde(default = "default_slip")]
+    pub slip: u32,
+    /// Networks that are not limited.
+    #[serde(default)]
+    pub exempt_networks: Vec<String>,
+}
+
+const fn default_slip() -> u32 {
+    2
+}
+
+impl Default for ResponseRateConfig {
+    fn default() -> Self {
+        Self {
+            per_second: 0,
+            slip: default_slip(),
+            exempt_networks: Vec::new(),
+        }
+    }
+}
+
+impl ResponseRateConfig {
+    pub(crate) fn exempt(&self) -> Result<Vec<Network>, NetworkTextError> {
+        self.exempt_networks.iter().map(|text| text.parse()).collect()
+    }
 }
 
 /// The `[flashdns.transfers]` table.
@@ -85,8 +124,8 @@ pub enum SettingsError {
         /// What is wrong with it, unless it is the root.
         source: Option<NameError>,
     },
-    /// A network that may transfer is none.
-    #[error("`allow_networks` cannot be used")]
+    /// A network that may transfer, or that is not limited, is none.
+    #[error("`allow_networks` or `exempt_networks` cannot be used")]
     Transfers(#[from] NetworkTextError),
     /// A network without a reverse zone.
     #[error("`reverse_networks` cannot be used")]

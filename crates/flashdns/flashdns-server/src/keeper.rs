@@ -16,6 +16,7 @@ use tokio::{
 };
 
 use crate::{
+    cookies,
     keys::Keyring,
     metrics::Metrics,
     persist,
@@ -78,6 +79,7 @@ pub(crate) struct Keeper {
     pub(crate) settle: watch::Sender<u64>,
     pub(crate) serial: watch::Sender<u32>,
     pub(crate) keys: Arc<ArcSwap<Keyring>>,
+    pub(crate) cookies: cookies::Shared,
     pub(crate) live: [bool; 2],
     pub(crate) waiters: Vec<(i64, oneshot::Sender<()>)>,
 }
@@ -181,6 +183,9 @@ impl Keeper {
         }
         if let Some(keys) = self.state.take_keys() {
             self.keys.store(Arc::new(keys));
+        }
+        if let Some(secrets) = self.state.take_secrets() {
+            self.cookies.store(Arc::new(secrets));
         }
         let snapshot = self.state.snapshot();
         let serial = snapshot.serial();

@@ -19,6 +19,7 @@
 
 mod api;
 pub mod config;
+mod cookies;
 mod feed;
 mod keeper;
 mod keys;

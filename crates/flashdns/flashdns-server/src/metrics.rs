@@ -120,6 +120,10 @@ pub(crate) struct Metrics {
     pub(crate) connections: Gauge<i64, AtomicI64>,
     /// Replies that the system would not send.
     pub(crate) send_failures: Counter,
+    /// Replies over UDP that were limited, by what was done: `slip` or `drop`.
+    pub(crate) limited: Family<LimitLabels, Counter>,
+    /// Queries over UDP with a good cookie or signature.
+    pub(crate) cookies_good: Counter,
     /// Transfers asked for, by what came of it.
     pub(crate) transfers: Family<TransferLabels, Counter>,
     /// Messages whose signature was not good.
@@ -130,6 +134,12 @@ pub(crate) struct Metrics {
     pub(crate) notify_sent: Counter,
     /// Times that a secondary did not answer NOTIFY at all.
     pub(crate) notify_unanswered: Counter,
+}
+
+/// What was done with a reply above the rate: `slip` or `drop`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct LimitLabels {
+    pub(crate) outcome: &'static str,
 }
 
 /// How an update was answered.
@@ -183,6 +193,16 @@ impl Metrics {
             "flashdns_send_failures",
             "UDP replies that the system would not send",
             self.send_failures.clone(),
+        );
+        registry.register(
+            "flashdns_limited",
+            "Replies over UDP above the rate, by what was done",
+            self.limited.clone(),
+        );
+        registry.register(
+            "flashdns_cookies_good",
+            "Queries over UDP with a good cookie or signature",
+            self.cookies_good.clone(),
         );
         registry.register(
             "flashdns_transfers",

@@ -4,6 +4,7 @@
 //! /flashdns/v1/zones/ZONE/names/NAME   JSON of all record sets at NAME (StoredName)
 //! /flashdns/v1/serial                  decimal: revision that the serial has reached (see `state`)
 //! /flashdns/v1/settle                  empty: its revision ends a moment in which servers may differ (see `state`)
+//! /flashdns/v1/cookies                 secrets of DNS cookies (see `cookies`)
 //! /flashdns/v1/keys/NAME               a TSIG key (see `keys`)
 //! ```
 //! ZONE and NAME are in presentation format with the last dot; a slash inside a label is escaped, so keys

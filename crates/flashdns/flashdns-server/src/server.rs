@@ -8,7 +8,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use chainfire_client::Client;
-use flashdns_core::{DnsName, Snapshot, journal::Journal};
+use flashdns_core::{DnsName, Snapshot, journal::Journal, rrl::Limits};
 use hearth_service::{
     health::{self, Health},
     server::{BindError, Listener, ServeOptions, serve},
@@ -24,6 +24,7 @@ use tokio::{
 use crate::{
     api::{self, App},
     config::{Config, SettingsError, Zones},
+    cookies::{self, Secrets},
     feed,
     keeper::{Event, Keeper, QUEUE},
     keys::Keyring,
@@ -48,6 +49,12 @@ pub(crate) struct Shared {
     pub(crate) metrics: Metrics,
     /// TSIG keys.
     pub(crate) keys: Arc<ArcSwap<Keyring>>,
+    /// Secrets of cookies.
+    pub(crate) cookies: cookies::Shared,
+    /// How replies over UDP are limited.
+    pub(crate) response_rate: Option<Limits>,
+    /// Who is not limited.
+    pub(crate) exempt_networks: Vec<Network>,
     /// What changed lately.
     pub(crate) journal: Arc<Mutex<Journal>>,
     /// Who may transfer zones without a key.
@@ -87,6 +94,9 @@ pub enum StartError {
     /// The API's port is taken.
     #[error(transparent)]
     Api(#[from] BindError),
+    /// The system has no randomness.
+    #[error("cannot make secrets")]
+    Randomness(#[source] io::Error),
     /// The data folder cannot be made.
     #[error("cannot make the data folder")]
     Folder(#[source] io::Error),
@@ -131,6 +141,7 @@ impl Server {
             Some(path) => Some(Arc::new(Sealer::load(path)?)),
             None => None,
         };
+        let rate = &config.flashdns.response_rate;
         let networks = config.flashdns.transfers.networks();
         let transfer_networks = networks.map_err(SettingsError::from)?;
         let mut state = State::new(zones.clone(), metrics.clone(), sealer.clone())?;
@@ -173,6 +184,14 @@ impl Server {
             published,
             metrics,
             keys: Arc::default(),
+            cookies: Arc::new(ArcSwap::from_pointee(
+                Secrets::own().map_err(StartError::Randomness)?,
+            )),
+            response_rate: (rate.per_second > 0).then_some(Limits {
+                per_second: rate.per_second,
+                slip: rate.slip,
+            }),
+            exempt_networks: rate.exempt().map_err(SettingsError::from)?,
             journal: state.journal(),
             transfer_networks,
             transfers: Semaphore::new(MAX_TRANSFERS),
@@ -225,6 +244,7 @@ impl Server {
             settle,
             serial,
             keys: self.shared.keys.clone(),
+            cookies: self.shared.cookies.clone(),
             live: [false; 2],
             waiters: Vec::new(),
         };
@@ -243,6 +263,10 @@ impl Server {
             Kind::Critical,
             feed::settle(self.client.clone(), unsettled, tasks.clone()),
         );
+        if let Some(sealer) = self.sealer.clone() {
+            let keep = cookies::keep(self.client.clone(), sealer, tasks.clone());
+            tasks.spawn("cookies", Kind::Critical, keep);
+        }
         let zones = std::iter::once(&self.zones.domain).chain(&self.zones.reverse);
         let zones: Vec<DnsName> = zones.cloned().collect();
         for target in self.notify {

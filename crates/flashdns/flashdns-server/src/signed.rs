@@ -6,7 +6,8 @@ use std::{
 };
 
 use flashdns_core::{
-    Outcome, Rtype, Transport, answer_with_room,
+    Ask, Outcome, Rtype, Transport, answer_to,
+    cookie::{Cookies, Secret},
     tsig::{self, Refusal, Signer},
 };
 
@@ -78,22 +79,34 @@ fn outcome(out: &[u8], rtype: Option<Rtype>) -> Outcome {
 }
 
 /// Answers an ordinary question that may be signed; the reply then is too.
-pub(crate) fn answer(shared: &Shared, query: &[u8], transport: Transport, out: &mut Vec<u8>) -> Outcome {
+pub(crate) fn answer(
+    shared: &Shared,
+    query: &[u8],
+    transport: Transport,
+    cookies: Option<Cookies<'_>>,
+    out: &mut Vec<u8>,
+) -> (Outcome, bool) {
     let checked = if tsig::may_be_signed(query) && !is_response(query) {
         check(shared, query, out)
     } else {
         Checked::Unsigned
     };
     let snapshot = shared.published.load();
+    let ask = |room| Ask {
+        transport,
+        room,
+        cookies,
+    };
     match checked {
-        Checked::Unsigned => answer_with_room(&snapshot, query, transport, 0, out),
-        Checked::Refused => outcome(out, None),
+        Checked::Unsigned => answer_to(&snapshot, query, &ask(0), out),
+        Checked::Refused => (outcome(out, None), false),
         Checked::Good(known, mut signer) => {
-            let outcome = answer_with_room(&snapshot, query, transport, known.key.room(), out);
+            let (outcome, _) = answer_to(&snapshot, query, &ask(known.key.room()), out);
             if outcome != Outcome::Silence {
                 signer.sign(out, now_s());
             }
-            outcome
+            // Nobody else has the key.
+            (outcome, true)
         }
     }
 }
@@ -103,18 +116,36 @@ fn is_response(query: &[u8]) -> bool {
 }
 
 /// Answers a datagram that [`is_special`].
-pub(crate) fn special(shared: &Shared, query: &[u8], client: Option<IpAddr>, out: &mut Vec<u8>) -> Outcome {
+pub(crate) fn special(
+    shared: &Shared,
+    query: &[u8],
+    client: Option<IpAddr>,
+    cookies: Option<Cookies<'_>>,
+    out: &mut Vec<u8>,
+) -> (Outcome, bool) {
     let Some(client) = client.filter(|_| xfr::is_wanted(query)) else {
-        return answer(shared, query, Transport::Udp, out);
+        return answer(shared, query, Transport::Udp, cookies, out);
     };
     let (known, signer) = match check(shared, query, out) {
         Checked::Unsigned => (None, None),
         Checked::Good(known, signer) => (Some(known), Some(signer)),
-        Checked::Refused => return outcome(out, Some(Rtype::IXFR)),
+        Checked::Refused => return (outcome(out, Some(Rtype::IXFR)), false),
     };
     xfr::over_udp(shared, query, known.as_ref(), client, out);
     if let Some(mut signer) = signer {
         signer.sign(out, now_s());
+        return (outcome(out, Some(Rtype::IXFR)), true);
     }
-    outcome(out, Some(Rtype::IXFR))
+    (outcome(out, Some(Rtype::IXFR)), false)
+}
+
+/// What answering one client needs to know of cookies.
+pub(crate) fn cookies((current, others): &(Secret, Vec<Secret>), client: IpAddr) -> Option<Cookies<'_>> {
+    let [.., a, b, c, d] = now_s().to_be_bytes();
+    Some(Cookies {
+        current,
+        others,
+        now_s: u32::from_be_bytes([a, b, c, d]),
+        client,
+    })
 }

@@ -23,6 +23,7 @@ use plasmavmc_client::names;
 
 use crate::{
     config::Zones,
+    cookies::{self, Secrets, SecretsError},
     keys::{self, KeyError, Keyring},
     metrics::Metrics,
     persist::Saved,
@@ -98,6 +99,7 @@ pub(crate) struct State {
     sealer: Option<Arc<Sealer>>,
     keys: Keyring,
     keys_changed: bool,
+    secrets: Option<Secrets>,
     journal: Arc<Mutex<Journal>>,
     /// The serial moved without a change that was seen.
     jumped: bool,
@@ -134,6 +136,8 @@ enum EntryError {
     Long(#[from] flashdns_core::name::NameError),
     #[error("the name does not belong to the zone in its key")]
     Zone,
+    #[error("the cookie secrets cannot be used")]
+    Secrets(#[from] SecretsError),
     #[error("the TSIG key cannot be used")]
     Key(#[from] KeyError),
     #[error("the mark is not a revision")]
@@ -163,6 +167,7 @@ impl State {
             sealer,
             keys: Keyring::new(),
             keys_changed: false,
+            secrets: None,
             journal: Arc::default(),
             jumped: false,
             unsettled: false,
@@ -177,6 +182,11 @@ impl State {
     /// The keys, when they changed since the last look.
     pub(crate) fn take_keys(&mut self) -> Option<Keyring> {
         std::mem::take(&mut self.keys_changed).then(|| self.keys.clone())
+    }
+
+    /// The secrets of cookies, when they changed since the last look.
+    pub(crate) fn take_secrets(&mut self) -> Option<Secrets> {
+        self.secrets.take()
     }
 
     /// Whether the serial was told without a change that it should have had.
@@ -404,6 +414,10 @@ impl State {
         } else if *key == *record::SETTLE_KEY.as_bytes() {
             self.jumped = true;
             (Ok(()), mod_revision)
+        } else if *key == *cookies::KEY.as_bytes() {
+            let read = Secrets::parse(self.sealer.as_deref(), &value);
+            let read = read.map(|secrets| self.secrets = Some(secrets));
+            (read.map_err(EntryError::from), mod_revision)
         } else if key.starts_with(keys::PREFIX.as_bytes()) {
             (self.take_key(&key, &value), mod_revision)
         } else {

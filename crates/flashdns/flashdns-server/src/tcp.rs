@@ -138,7 +138,9 @@ async fn converse(mut stream: TcpStream, shared: &Shared, client: IpAddr) -> io:
                 output.extend_from_slice(&reply);
                 continue;
             }
-            let outcome = signed::answer(shared, frame, Transport::Tcp, &mut reply);
+            let secrets = shared.cookies.load().at(signed::now_s());
+            let cookies = signed::cookies(&secrets, client);
+            let (outcome, _) = signed::answer(shared, frame, Transport::Tcp, cookies, &mut reply);
             shared.metrics.queries.count(Transport::Tcp, outcome);
             match (outcome, u16::try_from(reply.len())) {
                 (Outcome::Reply { .. }, Ok(length)) => {

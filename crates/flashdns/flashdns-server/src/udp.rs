@@ -11,9 +11,16 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Instant,
 };
 
-use flashdns_core::{Outcome, Transport, answer, limits::MAX_UDP_REPLY, update::is_update};
+use flashdns_core::{
+    Ask, Outcome, Transport, answer_to,
+    limits::MAX_UDP_REPLY,
+    rrl::{self, Limiter, Verdict},
+    truncated,
+    update::is_update,
+};
 use hearth_service::tasks::{TaskError, Tasks};
 use nix::{
     errno::Errno,
@@ -23,6 +30,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::oneshot;
 
 use crate::{
+    metrics::LimitLabels,
     server::Shared,
     signed,
     updates::{self, Taken},
@@ -89,6 +97,7 @@ fn serve(socket: &Arc<UdpSocket>, shared: &Shared, stop: &AtomicBool) -> io::Res
     let mut queries = vec![[0; MAX_QUERY]; BATCH];
     let mut replies: Vec<Vec<u8>> = (0..BATCH).map(|_| Vec::with_capacity(MAX_UDP_REPLY)).collect();
     let mut senders = Vec::with_capacity(BATCH);
+    let mut gate = Gate::new(shared)?;
     loop {
         let received = receive(fd, &mut queries);
         if stop.load(Ordering::Acquire) {
@@ -104,6 +113,7 @@ fn serve(socket: &Arc<UdpSocket>, shared: &Shared, stop: &AtomicBool) -> io::Res
         };
         senders.clear();
         let snapshot = shared.published.load();
+        let secrets = shared.cookies.load().at(signed::now_s());
         for ((length, sender), query) in received.into_iter().zip(&queries) {
             let (Some(reply), Some(query)) = (replies.get_mut(senders.len()), query.get(..length)) else {
                 continue;
@@ -116,13 +126,26 @@ fn serve(socket: &Arc<UdpSocket>, shared: &Shared, stop: &AtomicBool) -> io::Res
                 }
                 continue;
             }
-            let outcome = if signed::is_special(query) {
-                let client = sender.as_ref().and_then(address);
-                signed::special(shared, query, client, reply)
+            let client = sender.as_ref().and_then(address);
+            let cookies = client.and_then(|client| signed::cookies(&secrets, client));
+            let (outcome, is_proven) = if signed::is_special(query) {
+                signed::special(shared, query, client, cookies, reply)
             } else {
-                answer(&snapshot, query, Transport::Udp, reply)
+                let ask = Ask {
+                    transport: Transport::Udp,
+                    room: 0,
+                    cookies,
+                };
+                answer_to(&snapshot, query, &ask, reply)
             };
             shared.metrics.queries.count(Transport::Udp, outcome);
+            if is_proven {
+                shared.metrics.cookies_good.inc();
+            } else if let (Some(gate), Some(client)) = (&mut gate, client)
+                && !gate.lets(shared, client, query, outcome, reply)
+            {
+                continue;
+            }
             if outcome != Outcome::Silence && sender.is_some() {
                 senders.push(sender);
             }
@@ -150,6 +173,66 @@ fn address(sender: &SockaddrStorage) -> Option<IpAddr> {
     let v4 = || sender.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
     let v6 = || sender.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip()));
     v4().or_else(v6)
+}
+
+/// Limits what one thread sends.
+struct Gate {
+    limiter: Limiter,
+    start: Instant,
+}
+
+impl Gate {
+    fn new(shared: &Shared) -> io::Result<Option<Self>> {
+        let Some(limits) = shared.response_rate else {
+            return Ok(None);
+        };
+        let mut key = [0; 8];
+        aws_lc_rs::rand::fill(&mut key).map_err(|_| io::Error::other("no randomness"))?;
+        Ok(Some(Self {
+            limiter: Limiter::new(limits, u64::from_ne_bytes(key)),
+            start: Instant::now(),
+        }))
+    }
+
+    /// Whether a reply goes out; it may be cut short.
+    fn lets(
+        &mut self,
+        shared: &Shared,
+        client: IpAddr,
+        query: &[u8],
+        outcome: Outcome,
+        reply: &mut Vec<u8>,
+    ) -> bool {
+        let kind = match outcome {
+            Outcome::Silence => return true,
+            Outcome::Reply { rcode: 0, .. } => rrl::Kind::Answer,
+            Outcome::Reply { rcode: 3, .. } => rrl::Kind::Missing,
+            Outcome::Reply { .. } => rrl::Kind::Error,
+        };
+        if shared
+            .exempt_networks
+            .iter()
+            .any(|network| network.contains(client))
+        {
+            return true;
+        }
+        let [.., a, b, c, d] = self.start.elapsed().as_millis().to_be_bytes();
+        let now_ms = u32::from_be_bytes([a, b, c, d]);
+        let outcome = match self.limiter.count(client, kind, now_ms) {
+            Verdict::Send => return true,
+            Verdict::Slip => "slip",
+            Verdict::Drop => "drop",
+        };
+        shared
+            .metrics
+            .limited
+            .get_or_create(&LimitLabels { outcome })
+            .inc();
+        if outcome == "slip" {
+            truncated(query, reply);
+        }
+        outcome == "slip"
+    }
 }
 
 type Received = Vec<(usize, Option<SockaddrStorage>)>;
