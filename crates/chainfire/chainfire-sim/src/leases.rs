@@ -35,7 +35,8 @@ pub(crate) struct Lease {
 #[derive(Debug)]
 pub(crate) struct Renewal {
     pub(crate) called: u64,
-    pub(crate) acknowledged: bool,
+    /// When its owner heard of it.
+    pub(crate) acknowledged: Option<u64>,
 }
 
 /// A renewal on its way.
@@ -55,6 +56,8 @@ pub(crate) struct Leases {
     pub(crate) all: Vec<Lease>,
     /// When members became leaders: time, node.
     pub(crate) leaders: Vec<(u64, u64)>,
+    /// When leaders had passed their barrier and began to count: after what they must catch up with others.
+    pub(crate) duties: Vec<u64>,
 }
 
 impl Leases {
@@ -63,6 +66,7 @@ impl Leases {
             rng,
             all: Vec::new(),
             leaders: Vec::new(),
+            duties: Vec::new(),
         }
     }
 
@@ -140,7 +144,7 @@ pub(crate) fn keep_alive(world: &mut World<'_, Chainfire>, lease: usize) {
     }
     it.renewals.push(Renewal {
         called: now,
-        acknowledged: false,
+        acknowledged: None,
     });
     let mut attempt = Attempt {
         lease,
@@ -239,6 +243,7 @@ fn renew(world: &mut World<'_, Chainfire>, node: u64, attempt: Attempt, at: u64)
 pub(crate) fn renewed(world: &mut World<'_, Chainfire>, attempt: Attempt, ttl_s: i64) {
     world.note(&[attempt.lease as u64, attempt.number as u64, ttl_s.cast_unsigned()]);
     let mut gone = None;
+    let now = world.now;
     let leases = &mut world.service.leases;
     // Many an owner dies right after a renewal.
     let dies = leases.rng.chance(150);
@@ -247,7 +252,7 @@ pub(crate) fn renewed(world: &mut World<'_, Chainfire>, attempt: Attempt, ttl_s:
             lease.left = true;
             gone = Some(lease.id);
         } else if let Some(renewal) = lease.renewals.get_mut(attempt.number) {
-            renewal.acknowledged = true;
+            renewal.acknowledged = Some(now);
             if dies {
                 lease.left = true;
                 gone = Some(lease.id);
@@ -325,6 +330,7 @@ pub(crate) fn lead(
     crate::set_clock(world, node);
     if let Some(view) = world.view(node).filter(|view| view.seen == (term, Role::Leader)) {
         view.member.begin_leading(term);
+        world.service.leases.duties.push(at);
         world.schedule(at, Event::LookAtLeases { node, life, term });
     }
 }

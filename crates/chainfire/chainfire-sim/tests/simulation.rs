@@ -27,4 +27,6 @@ fn seeds_that_once_failed_pass() {
     chainfire_sim::run_many(100_154, 1, 3, 1, |_| {}).unwrap_or_else(|e| panic!("{e}"));
     // The run ended between the creation of a watcher and its enrolment (a gap of the check, not of the members).
     chainfire_sim::run_many(1147, 1, 3, 1, |_| {}).unwrap_or_else(|e| panic!("{e}"));
+    // A new leader had first to bring the only other member up to date by a long snapshot (the check did not know).
+    chainfire_sim::run_many(1930, 1, 3, 1, |_| {}).unwrap_or_else(|e| panic!("{e}"));
 }

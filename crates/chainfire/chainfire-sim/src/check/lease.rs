@@ -58,7 +58,10 @@ pub(super) fn never_early(world: &World<'_, Chainfire>, replay: &Replay) -> Resu
         let Some(leader) = world.leader_of_term(term) else {
             continue;
         };
-        let heard = lease.renewals.iter().filter(|renewal| renewal.acknowledged);
+        let heard = lease
+            .renewals
+            .iter()
+            .filter(|renewal| renewal.acknowledged.is_some());
         let last = heard
             .map(|renewal| renewal.called)
             .max()
@@ -92,30 +95,34 @@ pub(super) fn gone_in_time(world: &World<'_, Chainfire>, replay: &Replay) -> Res
         let Some(leader) = world.leader_of_term(term) else {
             continue;
         };
+        // A renewal takes effect between its call and its answer.
         let renewals = lease.renewals.iter().map(|renewal| {
-            renewal.called
-                + if renewal.acknowledged {
-                    MS * 500
-                } else {
-                    RENEWAL_UNDER_WAY_US
-                }
+            renewal
+                .acknowledged
+                .unwrap_or(renewal.called + RENEWAL_UNDER_WAY_US)
         });
-        let led = world
-            .service
-            .leases
-            .leaders
-            .iter()
-            .filter(|(since, _)| *since <= at);
+        let leases = &world.service.leases;
+        let led = leases.leaders.iter().map(|(since, _)| *since);
+        let began = led
+            .chain(leases.duties.iter().copied())
+            .filter(|since| *since <= at);
         let last = renewals
             .chain([lease.known, world.service.healed_at + ELECTION_US])
-            .chain(led.map(|(since, _)| *since))
+            .chain(began)
             .max()
             .unwrap_or(0);
         let latest = last + lease.ttl_s.cast_unsigned() * seconds(world, leader, 0, at).1 + LATE_US;
         if at > latest {
             return Err(format!(
-                "lease {} of {} s ended at {at} us only; it should have been gone by {latest} us",
-                lease.id, lease.ttl_s
+                "lease {} of {} s ended at {at} us only, in term {term} of node {leader}; it should have been gone by \
+                 {latest} us; known at {} us, healed at {} us, renewed {:?}, leaders {:?}; the log: {}",
+                lease.id,
+                lease.ttl_s,
+                lease.known,
+                world.service.healed_at,
+                lease.renewals,
+                leases.leaders,
+                replay.story(lease.id).join(", ")
             ));
         }
     }
