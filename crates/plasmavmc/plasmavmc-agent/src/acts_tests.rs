@@ -137,6 +137,42 @@ async fn a_reset_is_one_reset_wherever_the_agent_is_cut_off() {
 }
 
 #[tokio::test]
+async fn where_a_reset_makes_a_new_process_the_process_tells_whether_it_was_done() {
+    let Some(mut world) = World::new().await else {
+        return;
+    };
+    world.host.replace_on_reset(true);
+    world.node.assign(act(1, false, 0)).unwrap();
+    let mut pid = world.observed(VmState::Running).await.pid;
+    for (number, done) in [(1, false), (2, true)] {
+        world.stop_agent().await;
+        let entry = Entry {
+            highest_epoch: 5,
+            assignment: Some(act(1 + number, false, number)),
+            acts: Acts {
+                resets: number - 1,
+                begun: Some((number, pid)),
+                held: false,
+            },
+            ..Entry::default()
+        };
+        let (journal, _) = Journal::open(&world.dir.path().join("journal")).unwrap();
+        journal.put(&id(), &entry).unwrap();
+        if done {
+            world.host.replace(&id());
+        }
+        world.restart().await;
+        let seen = world
+            .observed_with(VmState::Running, |o| o.resets == number)
+            .await;
+        assert_ne!(seen.pid, pid);
+        assert_eq!(u64::from(world.host.resets(&id())), number, "done: {done}");
+        pid = seen.pid;
+    }
+    world.stop_agent().await;
+}
+
+#[tokio::test]
 async fn neither_a_pause_nor_a_reset_starts_a_guest_that_has_switched_itself_off() {
     let Some(world) = World::new().await else { return };
     world.node.assign(act(1, false, 0)).unwrap();

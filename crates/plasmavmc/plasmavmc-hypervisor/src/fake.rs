@@ -42,6 +42,7 @@ struct State {
     starts: u32,
     fail_starts: u32,
     deaf_guests: bool,
+    replaces: bool,
 }
 
 /// What survives its backends: the machines of one imaginary host.
@@ -89,6 +90,23 @@ impl FakeHost {
     /// Whether guests ignore the power button.
     pub fn deaf_guests(&self, deaf: bool) {
         self.state().deaf_guests = deaf;
+    }
+
+    /// Whether a reset ends the process and starts another one, as Firecracker's does.
+    pub fn replace_on_reset(&self, replaces: bool) {
+        self.state().replaces = replaces;
+    }
+
+    /// A reset has replaced the process of a guest, and nobody has noted it.
+    pub fn replace(&self, id: &MachineId) {
+        let mut state = self.state();
+        state.starts += 1;
+        let pid = 1_000_000 + state.starts;
+        if let Some(machine) = state.machines.get_mut(id) {
+            machine.pid = pid;
+            machine.resets += 1;
+            machine.state = RunState::Running;
+        }
     }
 
     /// The guest switches itself off.
@@ -237,6 +255,13 @@ impl Machine for FakeRunning {
     }
 
     fn reset(&mut self) -> BoxFuture<'_, Result<(), HypervisorError>> {
+        let replaces = self.host.state().replaces;
+        if replaces && self.now().expect_guest(&self.info.id, "be reset").is_ok() {
+            self.host.replace(&self.info.id);
+            let pid = self.host.state().machines.get(&self.info.id).map(|m| m.pid);
+            self.info.pid = pid.unwrap_or(self.info.pid);
+            return Box::pin(async { Ok(()) });
+        }
         let result = self.act("be reset", |m| match m.state {
             RunState::Paused(_) => m.fresh = true,
             _ => m.resets += 1,
@@ -298,7 +323,7 @@ impl Hypervisor for FakeHypervisor {
             max_vcpus: crate::spec::MAX_VCPUS,
             user_network: true,
             reboot_by_guest: true,
-            reset_in_place: true,
+            reset_in_place: !self.host.state().replaces,
             vnc: false,
             hot_plug_disks: false,
             live_migration: false,
