@@ -106,6 +106,16 @@ fn steps(quick: bool) -> Vec<Step> {
             20,
             Kind::Figures,
         ),
+        own(
+            "sim-fence",
+            if quick {
+                "sim fence --seeds 100"
+            } else {
+                "sim fence --seeds 400"
+            },
+            10,
+            Kind::Figures,
+        ),
         cargo("build", "build -p hearth -p hearthd --locked", 20, Kind::Whole),
         end_to_end,
     ]
@@ -218,6 +228,7 @@ mod tests {
                 "test",
                 "sim",
                 "sim-chainfire",
+                "sim-fence",
                 "build",
                 "e2e"
             ]

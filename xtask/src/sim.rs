@@ -1,4 +1,5 @@
-//! `cargo xtask sim`: the simulations, from one seed to thousands: of consensus alone, and of Chainfire's members.
+//! `cargo xtask sim`: the simulations, from one seed to thousands: of consensus alone, of Chainfire's members, and of
+//! the rule by which no disk is open twice.
 //!
 //! Without `--seed` it is what CI runs: seeds for three and for five members, then every planted bug. It fails when a
 //! seed fails, when a kind of fault never happened, or when a planted bug was not found within its budget.
@@ -23,6 +24,8 @@ enum System {
     Registers,
     /// Chainfire: members with their clients, leases and watchers.
     Chainfire,
+    /// PlasmaVMC's fencing: guards, take-over, openers of disks.
+    Fence,
 }
 
 /// What to simulate.
@@ -56,6 +59,7 @@ pub(crate) struct Args {
 enum Bug {
     Registers(registers::Bug),
     Chainfire(chainfire_sim::Bug),
+    Fence(plasmavmc_sim::Bug),
 }
 
 impl Bug {
@@ -63,6 +67,7 @@ impl Bug {
         match self {
             Bug::Registers(bug) => bug.name(),
             Bug::Chainfire(bug) => bug.name(),
+            Bug::Fence(bug) => bug.name(),
         }
     }
 }
@@ -75,6 +80,9 @@ impl System {
                 .to_vec(),
             System::Chainfire => chainfire_sim::Bug::ALL
                 .map(|(bug, n)| (Bug::Chainfire(bug), n))
+                .to_vec(),
+            System::Fence => plasmavmc_sim::Bug::ALL
+                .map(|(bug, n)| (Bug::Fence(bug), n))
                 .to_vec(),
         }
     }
@@ -92,8 +100,10 @@ impl System {
         let report = match (self, plant) {
             (_, Some(Bug::Registers(bug))) => registers::run(seed, members, Some(bug)),
             (_, Some(Bug::Chainfire(bug))) => chainfire_sim::run(seed, members, Some(bug)),
+            (_, Some(Bug::Fence(bug))) => Ok(plasmavmc_sim::run(seed, Some(bug))),
             (System::Registers, None) => registers::run(seed, members, None),
             (System::Chainfire, None) => chainfire_sim::run(seed, members, None),
+            (System::Fence, None) => Ok(plasmavmc_sim::run(seed, None)),
         };
         report.context("the simulation could not run")
     }
@@ -109,6 +119,7 @@ impl System {
         let summary = match self {
             System::Registers => registers::run_many(first, seeds, members, jobs, progress),
             System::Chainfire => chainfire_sim::run_many(first, seeds, members, jobs, progress),
+            System::Fence => plasmavmc_sim::run_many(first, seeds, jobs, progress),
         };
         summary.map_err(|failure| anyhow!(failure))
     }
@@ -118,13 +129,20 @@ impl System {
         match self {
             System::Registers => &[],
             System::Chainfire => chainfire_sim::kinds(),
+            System::Fence => plasmavmc_sim::KINDS,
         }
+    }
+
+    /// Whether it runs on testkit's members, with the faults that they have.
+    fn has_members(self) -> bool {
+        self != System::Fence
     }
 
     fn default_seeds(self) -> u64 {
         match self {
             System::Registers => 500,
             System::Chainfire => 120,
+            System::Fence => 2_000,
         }
     }
 }
@@ -157,7 +175,9 @@ fn cores() -> usize {
 fn one(system: System, seed: u64, members: u64, plant: Option<Bug>) -> Result<()> {
     sim::show_panics(true);
     let report = system.run(seed, members, plant)?;
-    println!("{:#?}", report.options);
+    if system.has_members() {
+        println!("{:#?}", report.options);
+    }
     print_faults(&report.faults, system);
     println!(
         "{} operations ({} of unknown outcome), {} entries, {} simulated ms, trace {:016x}",
@@ -177,6 +197,7 @@ fn planted(bug: Bug, first: u64, seeds: u64, members: u64) -> Result<String> {
     let found = match bug {
         Bug::Registers(bug) => registers::find_bug(bug, first, seeds, members),
         Bug::Chainfire(bug) => chainfire_sim::find_bug(bug, first, seeds, members),
+        Bug::Fence(bug) => plasmavmc_sim::find_bug(bug, first, seeds),
     };
     let Some(Report {
         options,
@@ -206,6 +227,8 @@ fn first_line(text: &str) -> String {
 
 fn many(system: System, first: u64, seeds: u64, members: Option<u64>, jobs: usize) -> Result<()> {
     let begin = Instant::now();
+    // Fencing has three members always.
+    let members = if system.has_members() { members } else { Some(3) };
     let three = members.map_or(
         seeds * THREE_MEMBERS_OF_TEN / 10,
         |m| if m == 3 { seeds } else { 0 },
@@ -215,6 +238,9 @@ fn many(system: System, first: u64, seeds: u64, members: Option<u64>, jobs: usiz
         (first, three, 3),
         (first + three, seeds - three, members.unwrap_or(5)),
     ] {
+        if count == 0 {
+            continue;
+        }
         let done = AtomicU64::new(0);
         let progress = |_: &Report| {
             let done = done.fetch_add(1, Ordering::Relaxed) + 1;
@@ -236,12 +262,11 @@ fn many(system: System, first: u64, seeds: u64, members: Option<u64>, jobs: usiz
         summary.unknown,
         begin.elapsed().as_secs_f64()
     );
-    let mut missing: Vec<String> = summary
-        .faults
-        .missing()
-        .iter()
-        .map(|fault| format!("{fault:?}"))
-        .collect();
+    let mut missing = Vec::new();
+    if system.has_members() {
+        let faults = summary.faults.missing();
+        missing.extend(faults.iter().map(|fault| format!("{fault:?}")));
+    }
     let own = system
         .kinds()
         .iter()
@@ -287,7 +312,7 @@ fn find_all(bugs: &[(Bug, u64)], jobs: usize) -> Result<Vec<String>> {
 }
 
 fn print_faults(faults: &Faults, system: System) {
-    for fault in Fault::ALL {
+    for fault in Fault::ALL.into_iter().filter(|_| system.has_members()) {
         println!("{:>9}  {fault:?}", faults.count(fault));
     }
     for kind in system.kinds() {

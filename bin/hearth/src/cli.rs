@@ -297,6 +297,9 @@ pub(crate) struct VmCreate {
     /// Only where CPUs and memory come from one NUMA cell
     #[arg(long)]
     pub(crate) one_numa_cell: bool,
+    /// When its node is lost, restart it on another one, from the image: what was on its disk is lost then
+    #[arg(long)]
+    pub(crate) ha: bool,
     /// Create nothing: say of every node whether the VM could go there, and why not
     #[arg(long, conflicts_with = "wait")]
     pub(crate) explain: bool,

@@ -38,6 +38,8 @@ enum Role {
     Plasmavmc(RoleArgs),
     /// A node's agent: runs its virtual machines
     Agent(RoleArgs),
+    /// A node's guard: stops guests that may be started elsewhere when the node loses its lease
+    Guard(RoleArgs),
     /// Works on Chainfire members that do not run (`hearth chainfire` passes this)
     #[command(subcommand, hide = true)]
     ChainfireTool(chainfire_tool::Tool),
@@ -76,6 +78,7 @@ fn main() -> ExitCode {
         Role::Flashdns(args) => roles::flashdns(&args),
         Role::Plasmavmc(args) => roles::plasmavmc(&args),
         Role::Agent(args) => roles::agent(&args),
+        Role::Guard(args) => roles::guard(&args),
         Role::ChainfireTool(tool) => match chainfire_tool::run(tool) {
             Ok(true) => Ok(()),
             // It has said why, for the program that called it.

@@ -52,6 +52,14 @@ pub(crate) fn agent(args: &RoleArgs) -> Result<()> {
     )
 }
 
+pub(crate) fn guard(args: &RoleArgs) -> Result<()> {
+    serve(
+        args,
+        |c: &plasmavmc_guard::Config| (&c.service, &c.tls),
+        plasmavmc_guard::run,
+    )
+}
+
 /// Reads the configuration, then runs the role until a signal or the failure of a critical task.
 fn serve<C, R, F, E>(args: &RoleArgs, frame: fn(&C) -> (&ServiceConfig, &TlsConfig), run: R) -> Result<()>
 where

@@ -46,9 +46,11 @@ const TABLE: &[(&str, Layer, &str)] = &[
     ("chainfire-server", Layer::Server, "chainfire"),
     // For development only: nothing but xtask and its own tests may stand on it.
     ("chainfire-sim", Layer::Server, "chainfire"),
+    ("plasmavmc-sim", Layer::Server, "plasmavmc"),
     ("iam-server", Layer::Server, "aegis"),
     ("flashdns-server", Layer::Server, "flashdns"),
     ("plasmavmc-agent", Layer::Server, "plasmavmc"),
+    ("plasmavmc-guard", Layer::Server, "plasmavmc"),
     ("plasmavmc-server", Layer::Server, "plasmavmc"),
     ("hearth", Layer::Top, ""),
     ("hearthd", Layer::Top, ""),
@@ -57,7 +59,10 @@ const TABLE: &[(&str, Layer, &str)] = &[
 ];
 
 /// The simulation of a server: it links that server and testkit, and only xtask links it.
-const SIMULATIONS: &[(&str, &str)] = &[("chainfire-sim", "chainfire-server")];
+const SIMULATIONS: &[(&str, &str)] = &[
+    ("chainfire-sim", "chainfire-server"),
+    ("plasmavmc-sim", "plasmavmc-core"),
+];
 
 /// What only tests stand on.
 const FOR_TESTS: &[&str] = &["testkit", "test-ports"];

@@ -8,6 +8,7 @@ use hearth_types::ErrorKind;
 use nix::sys::statvfs::statvfs;
 use serde::Serialize;
 
+use super::control;
 use super::files::machine_mib;
 use super::init::Wanted;
 use super::layout::{Choices, Layout};
@@ -75,6 +76,7 @@ pub(crate) async fn run(data: &Path, wanted: &Wanted, context: &Context, out: Ou
     let layout = layout(data, wanted);
     let mut findings = vec![packages(), kvm(), memory(), disk(data), clock()];
     findings.extend(ports(&layout));
+    findings.extend(guards(&layout).await);
     findings.extend(nodes(context).await);
     out.list(&findings)?;
     let faults = findings.iter().filter(|f| f.verdict == Verdict::Fault).count();
@@ -241,6 +243,29 @@ fn ports(layout: &Layout) -> Vec<Finding> {
             "free, or held by Hearth itself",
             "",
         ));
+    }
+    findings
+}
+
+/// The nodes' guards, if the cluster runs here.
+async fn guards(layout: &Layout) -> Vec<Finding> {
+    let mut findings = vec![];
+    for part in layout.parts().iter().filter(|part| part.role == "guard") {
+        if Known::from_file(&layout.pid_file(&part.name)).is_none() {
+            continue;
+        }
+        let (verdict, found) = match control::guard_status(&layout.control_socket(&part.name)).await {
+            Ok(status) => {
+                let standing = status.standing;
+                let well = standing.lease_held && standing.level == "run" && !standing.fenced;
+                let line = format!("{}: {}; memory {}", part.name, standing.line(), status.memory);
+                (if well { Verdict::Ok } else { Verdict::Warning }, line)
+            }
+            Err(error) => (Verdict::Fault, format!("{}: {error:#}", part.name)),
+        };
+        let cure = "without the lease, guests that may be restarted elsewhere cannot run here; `hearth status` shows \
+                    the store, the guard's log says more";
+        findings.push(finding("guard", verdict, found, cure));
     }
     findings
 }

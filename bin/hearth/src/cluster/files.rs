@@ -21,6 +21,7 @@ pub(crate) fn of_part(layout: &Layout, part: &Part) -> String {
         "aegis" => aegis(layout),
         "flashdns" => flashdns(layout),
         "plasmavmc" => plasmavmc(layout),
+        "guard" => guard(layout, part),
         _ => agent(layout, part),
     });
     text
@@ -125,12 +126,25 @@ fn agent(layout: &Layout, part: &Part) -> String {
         "[agent]\nnode = \"{}\"\nhubs = [\"127.0.0.1:{}\"]\nnetwork = \"auto\"\naccelerator = \"auto\"\n\
          resolver = \"127.0.0.1:{}\"\nvcpus = 0\nmemory_mib = {memory}\n\
          # Whether KVM really runs kernels is tried once per boot of the machine, for all its nodes.\n\
-         probe_image = \"{}\"\nverdict_dir = \"{}\"\n",
+         probe_image = \"{}\"\nverdict_dir = \"{}\"\n\
+         # Guests that may be restarted elsewhere start here only while the node's guard holds its lease.\n\
+         guard_dir = \"{}\"\n",
         part.identity.trim_start_matches("node/"),
         layout.plasmavmc_port(),
         layout.dns_port(),
         layout.probe_image().display(),
         layout.data.join("accelerator").display(),
+        layout
+            .node_state("guard", part.identity.trim_start_matches("node/"))
+            .display(),
+    )
+}
+
+fn guard(layout: &Layout, part: &Part) -> String {
+    let node = part.identity.trim_start_matches("node/");
+    format!(
+        "[guard]\nnode = \"{node}\"\nagent_data_dir = \"{}\"\n",
+        layout.node_state("agent", node).display(),
     )
 }
 
@@ -148,15 +162,24 @@ pub(crate) fn machine_mib() -> u64 {
 pub(crate) fn processes(layout: &Layout) -> String {
     let mut text = tls(layout, "root");
     for part in layout.parts() {
-        let _ = write!(
-            text,
-            "\n[[process]]\nname = \"{}\"\nargs = [\"{}\", \"--config\", \"{}\", \"--own-session\"]\nstage = {}\nready = \"{}\"\n",
-            part.name,
-            part.role,
-            layout.conf(&part.name).display(),
-            part.stage,
-            layout.ready_target(&part),
-        );
+        text.push_str(&process(layout, &part));
     }
     text
+}
+
+/// The name of one of its entries, as it is written there.
+pub(crate) fn process_name(part: &Part) -> String {
+    format!("\nname = \"{}\"\n", part.name)
+}
+
+/// One entry of it.
+pub(crate) fn process(layout: &Layout, part: &Part) -> String {
+    format!(
+        "\n[[process]]\nname = \"{}\"\nargs = [\"{}\", \"--config\", \"{}\", \"--own-session\"]\nstage = {}\nready = \"{}\"\n",
+        part.name,
+        part.role,
+        layout.conf(&part.name).display(),
+        part.stage,
+        layout.ready_target(part),
+    )
 }

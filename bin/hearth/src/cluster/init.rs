@@ -135,7 +135,26 @@ fn complete(layout: &Layout) -> Result<()> {
     for part in layout.parts() {
         absent_then(&layout.conf(&part.name), || files::of_part(layout, &part))?;
     }
-    absent_then(&layout.conf("processes"), || files::processes(layout))
+    absent_then(&layout.conf("processes"), || files::processes(layout))?;
+    add_new_processes(layout)
+}
+
+/// A cluster that an earlier version has made lacks what came later.
+fn add_new_processes(layout: &Layout) -> Result<()> {
+    let path = layout.conf("processes");
+    let mut text = fs::read_to_string(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    let parts = layout.parts();
+    let missing: Vec<_> = parts
+        .iter()
+        .filter(|part| !text.contains(&files::process_name(part)))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    missing
+        .iter()
+        .for_each(|part| text.push_str(&files::process(layout, part)));
+    Ok(write_private(&path, text.as_bytes())?)
 }
 
 /// The cluster's root, made once.

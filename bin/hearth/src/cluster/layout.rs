@@ -190,18 +190,29 @@ impl Layout {
             vec![self.dns_api_port(), self.dns_port()],
         ));
         parts.push(part("plasmavmc", "plasmavmc", 3, vec![self.plasmavmc_port()]));
-        for node in 1..=self.choices.nodes {
-            let node = Layout::node_name(node);
-            parts.push(Part {
-                name: format!("agent-{node}"),
-                role: "agent",
-                stage: 4,
-                identity: format!("node/{node}"),
-                certificate: format!("agent-{node}"),
-                ports: vec![],
-            });
+        for (role, stage) in [("guard", 4), ("agent", 5)] {
+            parts.extend(self.node_parts(role, stage));
         }
         parts
+    }
+
+    /// One for each node. The guards are there before the agents, and after them.
+    fn node_parts(&self, role: &'static str, stage: u32) -> impl Iterator<Item = Part> {
+        (1..=self.choices.nodes)
+            .map(Layout::node_name)
+            .map(move |node| Part {
+                name: format!("{role}-{node}"),
+                role,
+                stage,
+                identity: format!("node/{node}"),
+                certificate: format!("{role}-{node}"),
+                ports: vec![],
+            })
+    }
+
+    /// Folder of a node's part: `agent` or `guard`.
+    pub(crate) fn node_state(&self, role: &str, node: &str) -> PathBuf {
+        self.state(&format!("{role}-{node}"))
     }
 
     /// How readiness of a part is asked for (the supervisor's notation).
@@ -297,8 +308,8 @@ mod tests {
 
     #[test]
     fn a_small_machine_gets_one_member() {
-        assert_eq!(layout(1, None).parts().len(), 5);
-        assert_eq!(layout(3, None).parts().len(), 9);
+        assert_eq!(layout(1, None).parts().len(), 6);
+        assert_eq!(layout(3, None).parts().len(), 12);
     }
 
     #[test]

@@ -125,7 +125,11 @@ impl Asker {
             memory_bytes: known.and_then(Known::resident_bytes),
             version,
             ports: part.ports.clone(),
-            detail: readiness.err().unwrap_or_default(),
+            detail: match readiness {
+                Ok(()) if part.role == "guard" => guard_line(layout, part).await,
+                Ok(()) => String::new(),
+                Err(why) => why,
+            },
         }
     }
 
@@ -154,6 +158,13 @@ impl Asker {
             }
         }
         all
+    }
+}
+
+async fn guard_line(layout: &Layout, part: &Part) -> String {
+    match control::guard_status(&layout.control_socket(&part.name)).await {
+        Ok(status) => status.standing.line(),
+        Err(error) => format!("{error:#}"),
     }
 }
 

@@ -133,6 +133,7 @@ async fn create(env: &Env, client: &PlasmaClient, project: &Name, args: CreateAr
     request.architecture = args.architecture;
     request.features = args.feature;
     request.one_numa_cell = args.one_numa_cell;
+    request.ha = args.ha;
     if args.explain {
         return explained(env, &client.explain_creation(project, &request).await?);
     }
@@ -190,6 +191,9 @@ fn explained(env: &Env, explanation: &Explanation) -> Result<()> {
         note(format!("the quota does not allow it: {quota}"));
     } else if !explanation.placeable {
         note("no node can take it");
+    }
+    if let Some(restart) = &explanation.restart_elsewhere {
+        note(format!("restart on another node: {restart}"));
     }
     env.out.list(&explanation.nodes)
 }
@@ -315,6 +319,15 @@ fn show(env: &Env, vm: &Vm) -> Result<()> {
         ("dns name", vm.dns_name.clone()),
         ("node", vm.node.clone().unwrap_or_default()),
         ("groups", vm.groups.join(", ")),
+        (
+            "when its node is lost",
+            if vm.ha {
+                "restarted elsewhere, from its image"
+            } else {
+                "waits for it"
+            }
+            .to_owned(),
+        ),
         ("cpus", vm.vcpus.to_string()),
         ("memory", bytes(vm.memory_bytes)),
         ("disk", bytes(vm.disk_bytes)),

@@ -18,6 +18,7 @@ mod conn;
 mod election;
 mod error;
 mod kv;
+mod leaders;
 mod lease;
 mod login;
 mod maintenance;
@@ -33,6 +34,7 @@ pub use error::Error;
 pub use kv::{
     DeleteOutcome, GetOutcome, KeyValue, Listing, MAX_LIST_RESTARTS, PAGE_KEYS, PutOutcome, prefix_end,
 };
+pub use leaders::LeaderAnswer;
 pub use lease::{KeepAlive, Lease, LeaseState};
 pub use maintenance::{Alarm, SnapshotPieces, StateHash};
 pub use txn::{Compare, CompareTarget, Op, OpOutcome, Txn, TxnOutcome};

@@ -40,6 +40,7 @@ mod history;
 mod incarnation;
 mod kv;
 mod layout;
+mod leaderless;
 mod leading;
 mod lease;
 mod lessor;

@@ -9,12 +9,13 @@ use chainfire_core::{Alarm, OpError};
 use raft_host::TransferError;
 use tokio::sync::Semaphore;
 use tokio_stream::Stream;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, metadata::MetadataValue};
 
 use crate::{
     auth::Credential,
     convert,
     hash::{NoHash, hash_all, hash_kv},
+    leaderless,
     node::{GROUP, Node, status},
     record::{LogBody, ReplyBody},
     snapshot,
@@ -110,7 +111,7 @@ impl Maintenance for MaintenanceService {
                 alarm.alarm().as_str_name()
             ));
         }
-        Ok(Response::new(pb::StatusResponse {
+        let mut response = Response::new(pb::StatusResponse {
             header: self.node.header(),
             version: ETCD_VERSION.to_owned(),
             db_size,
@@ -127,7 +128,12 @@ impl Maintenance for MaintenanceService {
             storage_version: String::new(),
             db_size_quota: bytes(self.node.config.quota_bytes),
             downgrade_info: None,
-        }))
+        });
+        if raft.leader.leader.is_none() {
+            let for_ms = MetadataValue::from(self.node.leaderless.for_ms());
+            response.metadata_mut().insert(leaderless::METADATA, for_ms);
+        }
+        Ok(response)
     }
 
     async fn defragment(

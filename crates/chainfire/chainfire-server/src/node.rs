@@ -25,6 +25,7 @@ use tonic::{Status, metadata::MetadataMap};
 use crate::{
     auth::{TokenProvider, record::CallerRecord},
     config::Chainfire,
+    leaderless::Leaderless,
     machine::Shared,
     outbox::Peers,
     record::{LogBody, LogRecord, ReplyBody, ReplyRecord},
@@ -62,6 +63,7 @@ pub(crate) struct Inner {
     pub(crate) tokens: TokenProvider,
     pub(crate) raft: HostHandle,
     pub(crate) leader: watch::Receiver<LeaderInfo>,
+    pub(crate) leaderless: Leaderless,
     /// Raft's configuration, as applied here.
     pub(crate) membership: watch::Receiver<Membership>,
     pub(crate) peers: Peers,

@@ -30,6 +30,7 @@ use crate::{
     election::ElectionService,
     gateway, history, incarnation,
     kv::KvService,
+    leaderless::{self, Leaderless},
     lease::LeaseService,
     lessor::{Lessor, Renewals},
     lock::LockService,
@@ -212,6 +213,7 @@ where
         tokens,
         raft: raft.clone(),
         leader,
+        leaderless: Leaderless::default(),
         membership,
         peers,
         tasks: tasks.clone(),
@@ -332,6 +334,11 @@ fn supervise_membership(tasks: &Tasks, node: &Node, file: MemberFile) {
     let leader = node.clone();
     tasks.spawn("slow disk", Kind::Critical, async move {
         handover::run(&leader).await;
+        Ok(())
+    });
+    let follower = node.clone();
+    tasks.spawn("leaderless", Kind::Critical, async move {
+        leaderless::follow(&follower).await;
         Ok(())
     });
     let member = node.clone();

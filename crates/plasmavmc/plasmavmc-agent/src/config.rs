@@ -81,6 +81,9 @@ pub struct AgentConfig {
     /// services too, which is why the default is no.
     #[serde(default)]
     pub user_outbound: bool,
+    /// Data folder of the node's guard. Without one no guest that may be restarted elsewhere is started here.
+    #[serde(default)]
+    pub guard_dir: Option<PathBuf>,
     /// Labels of the node, for placement.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,

@@ -27,6 +27,7 @@ mod capacity;
 mod config;
 mod console;
 mod control;
+mod gate;
 mod hub;
 mod images;
 mod journal;

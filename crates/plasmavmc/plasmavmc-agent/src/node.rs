@@ -15,6 +15,7 @@ use crate::acts::Acts;
 use crate::capacity;
 use crate::config::{AgentConfig, MEMORY_RESERVE_MIB};
 use crate::console::{Console, NoConsole, Viewer};
+use crate::gate::{self, Shut};
 use crate::images::ImageCache;
 use crate::journal::{ActionRecord, Entry, Journal, JournalError};
 use crate::net::Network;
@@ -52,6 +53,8 @@ struct Handle {
 struct Owned {
     entries: BTreeMap<MachineId, Entry>,
     handles: BTreeMap<MachineId, Handle>,
+    /// When the control plane last assigned each VM, on the guard's clock; not from the journal.
+    assigned_ms: BTreeMap<MachineId, u64>,
 }
 
 /// Shared by the owners of the VMs, the stream to the control plane and the local control socket.
@@ -169,6 +172,7 @@ impl Node {
             self.journal.put(&id, &entry)?;
         }
         owned.entries.insert(id.clone(), entry.clone());
+        owned.assigned_ms.insert(id.clone(), gate::boot_ms());
         match owned.handles.get(&id) {
             Some(handle) => {
                 handle.desired.send_if_modified(|current| {
@@ -180,6 +184,12 @@ impl Node {
             None => self.spawn(&mut owned, &id, assignment, &entry),
         }
         Ok(())
+    }
+
+    /// Whether a guest that may be restarted elsewhere may be started here now.
+    pub(crate) fn may_start_movable(&self, id: &MachineId) -> Result<(), Shut> {
+        let assigned_ms = self.lock().assigned_ms.get(id).copied();
+        gate::ask(self.config.guard_dir.as_deref(), assigned_ms)
     }
 
     /// The control plane does not assign this VM any more. What is gone is forgotten; anything else is
@@ -237,6 +247,7 @@ impl Node {
             return false;
         }
         owned.handles.remove(id);
+        owned.assigned_ms.remove(id);
         true
     }
 

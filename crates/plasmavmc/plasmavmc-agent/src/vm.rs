@@ -29,6 +29,7 @@ use tokio::time::Instant;
 
 use crate::acts::{self, Acts, Cpus, Look};
 use crate::console::{Console, HISTORY_BYTES};
+use crate::gate::Shut;
 use crate::images::ImageError;
 use crate::journal::{Entry, JournalError};
 use crate::net::{Guest, NetError};
@@ -81,6 +82,8 @@ pub(crate) enum Trouble {
     Net(#[from] NetError),
     #[error(transparent)]
     Journal(#[from] JournalError),
+    #[error(transparent)]
+    Gate(#[from] Shut),
     #[error("{0}")]
     Spec(String),
     #[error("the guest's process vanished")]
@@ -379,6 +382,9 @@ impl Actor {
             .as_ref()
             .ok_or_else(|| Trouble::Spec("the specification has no image".into()))?;
         self.node.fail_points.reach("agent.start.journaled").await;
+        if spec.movable {
+            self.node.may_start_movable(&self.id)?;
+        }
         self.report(wanted, VmState::Preparing, String::new());
         let guest = Guest::from_spec(&self.id, spec)?;
         let in_use = self.node.images_in_use();
@@ -397,6 +403,10 @@ impl Actor {
             other => return Err(Trouble::Spec(format!("image format `{other}`"))),
         };
         self.node.fail_points.reach("agent.start.image").await;
+        if spec.movable {
+            // The image may have taken minutes.
+            self.node.may_start_movable(&self.id)?;
+        }
         let attachment = self.node.network.attach(&guest, false).await?;
         self.node.fail_points.reach("agent.start.network").await;
         self.report(wanted, VmState::Starting, String::new());
@@ -414,6 +424,7 @@ impl Actor {
             },
             seed: attachment.seed,
             nic: Some(attachment.nic),
+            movable: spec.movable,
         };
         match hypervisor.start(&machine_spec).await {
             Ok(machine) => {

@@ -56,6 +56,7 @@ pub(crate) fn id() -> MachineId {
 pub(crate) async fn start_node(dir: &std::path::Path, host: &FakeHost) -> (Arc<Node>, Tasks) {
     let tasks = Tasks::new();
     let config = AgentConfig {
+        guard_dir: None,
         node: "node01".parse().unwrap(),
         hubs: vec!["127.0.0.1:9".to_owned()],
         network: NetworkPreference::User,

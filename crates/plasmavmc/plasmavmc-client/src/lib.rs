@@ -24,6 +24,7 @@ pub mod agent {
 }
 
 mod console;
+pub mod guard;
 pub mod names;
 mod rest;
 mod rest_operations;

@@ -62,6 +62,9 @@ pub struct VmCreate {
     /// Names of the groups that it becomes a member of, at most 4.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<String>,
+    /// When its node is lost, restart it on another one, from the image: whatever was on its disk is lost then.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub ha: bool,
     /// Power the VM on at once.
     #[serde(default = "default_true")]
     pub start: bool,
@@ -104,6 +107,7 @@ impl VmCreate {
             features: Vec::new(),
             one_numa_cell: false,
             groups: Vec::new(),
+            ha: false,
             start: true,
         }
     }
@@ -200,6 +204,9 @@ pub struct Vm {
     /// Groups that it is a member of.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<String>,
+    /// Restarted on another node, from its image, when its node is lost.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub ha: bool,
     /// What the user wants.
     pub desired_power: Power,
     /// What it does.
@@ -619,6 +626,9 @@ pub struct GroupList {
 pub struct Explanation {
     /// Whether it could be placed now.
     pub placeable: bool,
+    /// Whether it would be restarted elsewhere if its node were lost, or is to be now, and what stands in the way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart_elsewhere: Option<String>,
     /// Why the project's quota does not allow it, if it does not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quota: Option<String>,

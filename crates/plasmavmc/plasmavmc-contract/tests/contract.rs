@@ -40,6 +40,7 @@ fn spec(name: &str, image: &Path, format: ImageFormat) -> MachineSpec {
         },
         seed: None,
         nic: None,
+        movable: false,
     }
 }
 

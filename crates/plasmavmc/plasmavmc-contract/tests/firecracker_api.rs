@@ -105,6 +105,7 @@ fn backend_s_requests(dir: &Path) -> Vec<Request> {
                 ifname: "hearth0c".to_owned(),
             },
         }),
+        movable: false,
     };
     let boot = Boot {
         kernel: dir.join("kernel"),

@@ -5,13 +5,14 @@
 //! the server, which turns the answers into one transaction.
 //!
 //! Entry points: [`validate`], [`Cluster`] (where a VM goes, and why not), [`Quota`], [`accept`] (a report arrives), [`progress`] (how an operation stands), [`next_step`] (what is left to do),
-//! [`shown_state`] (what people see), [`Alloc`] (claims on a node), [`Network::choose`] (an address).
+//! [`shown_state`] (what people see), [`Alloc`] (claims on a node), [`Network::choose`] (an address), [`fence`] (that no disk is open twice).
 //!
 //! Invariants: [`Cluster::decide`] never chooses a node whose claims would then exceed its capacity times the overcommit;
 //! the sum of an [`Alloc`] is the sum of its claims; only a report of "gone" in the current epoch frees anything.
 
 mod address;
 mod alloc;
+pub mod fence;
 mod lifecycle;
 mod operation;
 mod quota;

@@ -27,6 +27,7 @@ mod folders;
 mod hypervisor;
 mod intent;
 pub mod kvm;
+mod movable;
 mod process;
 mod registry;
 mod serial;
@@ -38,6 +39,7 @@ pub use hypervisor::{Adopted, Capabilities, Hypervisor, Inventory, Machine, Mach
 pub use intent::Ended;
 pub use kvm::KvmBackend;
 pub use kvm::probe::{Accelerator, AcceleratorKind, Preference};
+pub use movable::{MovableMachine, movable_machines};
 pub use process::{ProcessIdentity, host_boot_id};
 pub use registry::{Host, HypervisorRegistry};
 pub use serial::ConsoleStream;

@@ -65,14 +65,37 @@ impl ProcessIdentity {
     }
 
     /// Kills it if it still is this process.
-    pub(crate) fn kill(&self) -> Result<(), Errno> {
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn kill(&self) -> Result<(), Errno> {
+        self.signal(Signal::SIGKILL)
+    }
+
+    /// Makes it stand still, if it still is this process.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn stand_still(&self) -> Result<(), Errno> {
+        self.signal(Signal::SIGSTOP)
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn go_on(&self) -> Result<(), Errno> {
+        self.signal(Signal::SIGCONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<(), Errno> {
         if !self.is_alive() {
             return Ok(());
         }
         let Ok(pid) = i32::try_from(self.pid) else {
             return Err(Errno::EINVAL);
         };
-        match kill(Pid::from_raw(pid), Signal::SIGKILL) {
+        match kill(Pid::from_raw(pid), signal) {
             Ok(()) | Err(Errno::ESRCH) => Ok(()),
             Err(error) => Err(error),
         }

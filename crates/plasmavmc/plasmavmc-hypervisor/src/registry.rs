@@ -128,7 +128,7 @@ fn read<T: DeserializeOwned>(name: &str, settings: &Value) -> Result<T, Hypervis
         .map_err(|e| HypervisorError::Invalid(format!("settings of hypervisor `{name}`: {e}")))
 }
 
-fn folder_of(data_dir: &Path, name: &str) -> PathBuf {
+pub(crate) fn folder_of(data_dir: &Path, name: &str) -> PathBuf {
     if name == DEFAULT {
         data_dir.join("vms")
     } else {

@@ -147,6 +147,9 @@ pub struct MachineSpec {
     pub seed: Option<PathBuf>,
     /// Network card, if any.
     pub nic: Option<NicSpec>,
+    /// It could be started on another host: the guard of this one stops it when it loses its lease.
+    #[serde(default)]
+    pub movable: bool,
 }
 
 impl MachineSpec {

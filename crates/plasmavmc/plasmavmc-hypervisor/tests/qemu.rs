@@ -57,6 +57,7 @@ fn spec(image: &Path, host: Ipv4Addr) -> MachineSpec {
                 outbound: false,
             },
         }),
+        movable: false,
     }
 }
 

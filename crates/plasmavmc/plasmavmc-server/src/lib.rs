@@ -25,6 +25,7 @@ mod qcow2;
 mod reconcile;
 mod run;
 mod store;
+mod takeover;
 mod trim;
 mod turns;
 

@@ -11,8 +11,10 @@ use hearth_service::tasks::{Tasks, chain};
 
 use crate::app::vm::now_ms;
 use crate::metrics::Metrics;
+use crate::nodes::NodeBook;
 use crate::store::sweep::Swept;
 use crate::store::{Store, keys};
+use crate::takeover;
 use crate::trim::Trimmer;
 
 /// Seconds after which a silent leader is replaced.
@@ -24,7 +26,7 @@ const STUCK_MS: i64 = 60_000;
 
 /// Runs until the server stops.
 pub(crate) async fn run(
-    store: Store,
+    (store, nodes): (Store, NodeBook),
     server: String,
     metrics: Metrics,
     period: Duration,
@@ -33,7 +35,16 @@ pub(crate) async fn run(
 ) {
     while !tasks.is_stopping() {
         let term = async {
-            if let Err(error) = lead(&store, &server, &metrics, period, trimmer.clone(), &tasks).await {
+            if let Err(error) = lead(
+                (&store, &nodes),
+                &server,
+                &metrics,
+                period,
+                trimmer.clone(),
+                &tasks,
+            )
+            .await
+            {
                 tracing::warn!(error = %chain(&error), "the reconciler lost its term; trying again");
             }
             tokio::time::sleep(RETRY).await;
@@ -47,7 +58,7 @@ pub(crate) async fn run(
 
 /// One term: campaign, then sweep until the lease is lost.
 async fn lead(
-    store: &Store,
+    (store, nodes): (&Store, &NodeBook),
     server: &str,
     metrics: &Metrics,
     period: Duration,
@@ -65,6 +76,7 @@ async fn lead(
     tracing::info!(token = leadership.token(), "this server runs the reconciler");
     tokio::select! {
         () = sweep_forever(store, &leadership, metrics, period, trimmer) => Ok(()),
+        () = takeover::run(store, nodes, &leadership) => Ok(()),
         () = alive.lost() => Ok(()),
         lost = leadership.lost() => lost,
     }

@@ -123,9 +123,11 @@ pub async fn serve(parts: Parts, listener: Listener, tasks: Tasks) -> Result<(),
     let health = Health::new(&name);
     health.register(|registry| hub.metrics().register(registry));
     let period = Duration::from_secs(config.sweep_s.max(1));
+    let nodes = NodeBook::new(config.policy());
+    let store_and_nodes = (store.clone(), nodes.clone());
     let trimmer = Trimmer::new(&config);
     let sweeper = reconcile::run(
-        store.clone(),
+        store_and_nodes,
         name,
         hub.metrics().clone(),
         period,
@@ -136,7 +138,6 @@ pub async fn serve(parts: Parts, listener: Listener, tasks: Tasks) -> Result<(),
         sweeper.await;
         Ok(())
     });
-    let nodes = NodeBook::new(config.policy());
     let keeper = nodes.clone().keep(store.clone(), tasks.clone());
     tasks.spawn("picture of nodes", Kind::Background, async move {
         keeper.await;

@@ -36,9 +36,13 @@ const SERVICES: &[Service] = &[
 const UNLIMITED: &[&str] = &["service/chainfire", "operator/root"];
 /// What tools without a certificate may read but not write.
 const CLOSED_TO_TOOLS: &[&str] = &["/aegis/", "/plasmavmc/", "/flashdns/"];
-/// A node's agent has the one key with its name.
+/// A node has the keys with its name: its agent's session, and its guard's record and lease.
 const NODE: &str = "node/";
-const NODE_KEY: &str = "/plasmavmc/v1/sessions/";
+const NODE_KEYS: [&str; 3] = [
+    "/plasmavmc/v1/sessions/",
+    "/plasmavmc/v1/guards/",
+    "/plasmavmc/v1/guardleases/",
+];
 
 /// The rights that go with a way in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,9 +52,9 @@ pub(crate) enum Rights {
         read_write: &'static [&'static str],
         read: &'static [&'static str],
     },
-    /// The one key of a node.
+    /// The keys of a node.
     Node {
-        key: String,
+        keys: [String; NODE_KEYS.len()],
     },
     /// Plain text from a loopback address, or a certificate with a common name only.
     Tool,
@@ -91,7 +95,7 @@ impl Rights {
         }
         match path.strip_prefix(NODE) {
             Some(node) if !node.is_empty() && !node.contains('/') => Rights::Node {
-                key: format!("{NODE_KEY}{node}"),
+                keys: NODE_KEYS.map(|prefix| format!("{prefix}{node}")),
             },
             _ => Rights::Nobody,
         }
@@ -102,7 +106,7 @@ impl Rights {
         allow(match self {
             Rights::Unlimited | Rights::Tool | Rights::Anonymous => true,
             Rights::Service { read_write, read } => within(read_write, keys) || within(read, keys),
-            Rights::Node { key } => is_key(key, keys),
+            Rights::Node { keys: own } => own.iter().any(|key| is_key(key, keys)),
             Rights::Nobody => false,
         })
     }
@@ -115,7 +119,7 @@ impl Rights {
                 .iter()
                 .any(|prefix| keys.touches_prefix(prefix.as_bytes())),
             Rights::Service { read_write, .. } => within(read_write, keys),
-            Rights::Node { key } => is_key(key, keys),
+            Rights::Node { keys: own } => own.iter().any(|key| is_key(key, keys)),
             Rights::Nobody => false,
         })
     }
@@ -208,6 +212,9 @@ mod tests {
             ("/plasmavmc/v1/vms/p/v", "rw rw -- -- rw -- r- --"),
             ("/plasmavmc/v1/sessions/n1", "rw rw -- -- rw rw r- --"),
             ("/plasmavmc/v1/sessions/n10", "rw rw -- -- rw -- r- --"),
+            ("/plasmavmc/v1/guards/n1", "rw rw -- -- rw rw r- --"),
+            ("/plasmavmc/v1/guardleases/n1", "rw rw -- -- rw rw r- --"),
+            ("/plasmavmc/v1/guards/n2", "rw rw -- -- rw -- r- --"),
             (
                 "/plasmavmc/v1/sessions/n1../plasmavmc/v1/sessions/n2",
                 "rw rw -- -- rw -- r- --",

@@ -205,7 +205,7 @@ async fn launch_machine(
 }
 
 /// A Firecracker of ours works in the folder that is named like its id.
-fn claimed_folder(pid: u32) -> Option<PathBuf> {
+pub(crate) fn claimed_folder(pid: u32) -> Option<PathBuf> {
     let args = process::arguments(pid);
     let value = |name: &str| args.get(args.iter().position(|a| a == name)? + 1);
     (value("--api-sock")? == api::SOCKET).then_some(())?;

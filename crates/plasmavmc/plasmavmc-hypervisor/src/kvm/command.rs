@@ -174,6 +174,7 @@ mod tests {
                     outbound: false,
                 },
             }),
+            movable: false,
         };
         let args = arguments(&spec, AcceleratorKind::Tcg, Path::new("/v/a")).unwrap();
         assert!(args.contains(&"guest=x,,debug-threads=off,debug-threads=on".to_owned()));

@@ -125,7 +125,7 @@ async fn spawn(folder: &Path, args: &[String], intent: &mut Intent) -> Result<Kv
 }
 
 /// A QEMU of ours names its folder by its pid file.
-fn claimed_folder(pid: u32) -> Option<PathBuf> {
+pub(crate) fn claimed_folder(pid: u32) -> Option<PathBuf> {
     let args = process::arguments(pid);
     let at = args.iter().position(|a| a == "-pidfile")?;
     let file = Path::new(args.get(at + 1)?);

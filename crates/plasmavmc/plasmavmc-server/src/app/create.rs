@@ -366,6 +366,7 @@ fn new_record(
             one_cell: valid.one_cell,
         },
         groups: valid.groups.clone(),
+        ha: request.ha,
     }
 }
 

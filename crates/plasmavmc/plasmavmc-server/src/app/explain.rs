@@ -10,6 +10,7 @@ use super::create::{usable_image, validated, wishes};
 use super::vm::find;
 use super::{App, Scope};
 use crate::store::records::VmRecord;
+use crate::takeover;
 
 /// What would become of a creation now. Nothing is changed.
 pub(crate) async fn creation(
@@ -47,10 +48,13 @@ pub(crate) async fn vm(app: &App, ctx: &OpContext, project: &str, vm: &str) -> R
         ..placement_of(&record)
     };
     let here = Some((&record.placed.node, record.id));
-    explain(app, &scope, &wanted, None, here).await
+    let mut explanation = explain(app, &scope, &wanted, None, here).await?;
+    let guards = scope.store.guards().await?;
+    explanation.restart_elsewhere = Some(takeover::explained(&record, guards.get(&record.placed.node)));
+    Ok(explanation)
 }
 
-fn placement_of(record: &VmRecord) -> Placement {
+pub(crate) fn placement_of(record: &VmRecord) -> Placement {
     let wishes = &record.wishes;
     Placement {
         resources: record.resources,
@@ -76,6 +80,7 @@ async fn explain(
     let verdicts = app.nodes().explain(wanted, here);
     let fits = |verdict: &NodeVerdict| matches!(verdict.verdict, Verdict::Fits(_));
     Ok(Explanation {
+        restart_elsewhere: None,
         placeable: over.is_none() && verdicts.iter().any(fits),
         quota: over.map(ToString::to_string),
         nodes: verdicts

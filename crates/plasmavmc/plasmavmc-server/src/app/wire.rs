@@ -43,6 +43,7 @@ pub(crate) fn vm(view: &VmView, domain: &str) -> Vm {
         disk_bytes: record.resources.disk_bytes,
         labels: record.labels.clone(),
         groups: record.groups.iter().map(ToString::to_string).collect(),
+        ha: record.ha,
         desired_power: if record.desired == Desired::Running {
             Power::On
         } else {

@@ -158,6 +158,7 @@ fn spec(vm: &VmRecord, config: &PlasmaConfig) -> VmSpec {
         nic: Some(nic(vm, config)),
         ssh_keys: vm.ssh_keys.clone(),
         user_data: vm.user_data.clone(),
+        movable: vm.ha,
         hypervisor: vm.hypervisor.as_str().to_owned(),
     }
 }

@@ -317,11 +317,40 @@ impl Session {
                 metrics.observations_refused.inc();
                 tracing::debug!(%vm, node = %self.node, %why, "report refused");
             }
-            Observed::NotAssigned => {
-                self.tell_delta(Vec::new(), vec![vm.to_string()]).await?;
-            }
+            Observed::NotAssigned => self.not_assigned(vm, seen).await?,
         }
         Ok(())
+    }
+
+    /// What was taken away from this node is removed there; anything else is left to people.
+    async fn not_assigned(&self, vm: VmId, seen: &agent::Observed) -> Result<(), Ended> {
+        let store = &self.hub.0.store;
+        let evicted = store.evicted(&self.node, vm).await?;
+        let gone = seen.state() == agent::VmState::Gone;
+        match evicted {
+            Some(evicted) if !gone && seen.epoch <= evicted.epoch => {
+                tracing::warn!(%vm, node = %self.node, epoch = seen.epoch, "runs elsewhere by now; its remains are removed");
+                let removal = agent::Assignment {
+                    vm_id: vm.to_string(),
+                    epoch: seen.epoch,
+                    generation: seen.observed_generation,
+                    power: agent::Power::OffForced.into(),
+                    delete: true,
+                    spec: Some(agent::VmSpec {
+                        hypervisor: evicted.hypervisor.as_str().to_owned(),
+                        ..agent::VmSpec::default()
+                    }),
+                    ..agent::Assignment::default()
+                };
+                self.tell_delta(vec![removal], Vec::new()).await
+            }
+            evicted => {
+                if evicted.is_some() {
+                    store.forget_evicted(&self.node, vm).await?;
+                }
+                self.tell_delta(Vec::new(), vec![vm.to_string()]).await
+            }
+        }
     }
 
     async fn changed(&mut self, revision: i64, events: &[WatchEvent]) -> Result<(), Ended> {

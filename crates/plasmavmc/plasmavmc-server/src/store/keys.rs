@@ -19,6 +19,7 @@ pub(crate) const IMAGES: &str = "/plasmavmc/v1/images/";
 pub(crate) const IMAGE_NAMES: &str = "/plasmavmc/v1/imagenames/";
 pub(crate) const QUOTAS: &str = "/plasmavmc/v1/quotas/";
 pub(crate) const GROUPS: &str = "/plasmavmc/v1/groups/";
+pub(crate) const EVICTED: &str = "/plasmavmc/v1/evicted/";
 /// Held by the replica that runs the background reconciler.
 pub(crate) const LEADER: &str = "/plasmavmc/v1/leader";
 
@@ -36,6 +37,10 @@ pub(crate) fn observed(vm: VmId) -> String {
 
 pub(crate) fn assign(node: &Name, vm: VmId) -> String {
     format!("{ASSIGN}{node}/{vm}")
+}
+
+pub(crate) fn evicted(node: &Name, vm: VmId) -> String {
+    format!("{EVICTED}{node}/{vm}")
 }
 
 pub(crate) fn assigned_to(node: &Name) -> String {

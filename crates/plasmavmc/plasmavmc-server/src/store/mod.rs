@@ -13,6 +13,7 @@ pub(crate) mod quota;
 pub(crate) mod records;
 pub(crate) mod requests;
 pub(crate) mod sweep;
+pub(crate) mod takeover;
 pub(crate) mod vm;
 
 use std::sync::Arc;

@@ -82,6 +82,14 @@ pub(crate) struct VmRecord {
     /// Groups that it is a member of.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub(crate) groups: BTreeSet<Name>,
+    /// Restarted on another node, its disk made anew, when its node is lost.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) ha: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the form that serde calls")]
+const fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 /// What a VM asks of its node, beside room.
@@ -151,6 +159,20 @@ pub(crate) struct AssignRecord {
 }
 
 impl Record for AssignRecord {
+    fn version(&self) -> u32 {
+        self.version
+    }
+}
+
+/// An incarnation that was taken away from a node: its agent is to remove it when it is back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct EvictedRecord {
+    pub(crate) version: u32,
+    pub(crate) epoch: u64,
+    pub(crate) hypervisor: Hypervisor,
+}
+
+impl Record for EvictedRecord {
     fn version(&self) -> u32 {
         self.version
     }

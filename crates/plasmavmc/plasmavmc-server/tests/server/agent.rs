@@ -82,6 +82,17 @@ struct Talk {
 impl SimAgent {
     /// Writes the node's session key and dials the hubs in turn, again and again.
     pub(crate) async fn start(cluster: &Cluster, node: &str, hubs: Vec<String>, size: Size) -> Self {
+        Self::start_with(cluster, node, hubs, size, Arc::default()).await
+    }
+
+    /// The same, with the guests that an earlier one has left.
+    pub(crate) async fn start_with(
+        cluster: &Cluster,
+        node: &str,
+        hubs: Vec<String>,
+        size: Size,
+        memory: Arc<Mutex<Memory>>,
+    ) -> Self {
         let lease = cluster.store.lease_grant(600).await.unwrap();
         let session = format!("/plasmavmc/v1/sessions/{node}");
         cluster
@@ -91,7 +102,7 @@ impl SimAgent {
             .unwrap();
         let agent = Self {
             node: node.to_owned(),
-            memory: Arc::default(),
+            memory,
             tasks: Tasks::new(),
             seq: Arc::default(),
             lease: lease.id(),

@@ -21,3 +21,4 @@ mod placement;
 mod races;
 mod restarts;
 mod rights;
+mod takeover;
