@@ -65,7 +65,8 @@ async fn streams_are_cut_into_queries_and_closed_when_hopeless() {
 
     for hopeless in [
         &[0, 0][..],
-        &[0xff, 0xff],
+        // A query of that length; an update may be as long.
+        &[0xff, 0xff, 0xbe, 0xef, 0x01],
         &framed(b"short"),
         &framed(&[0x80; 40]),
     ] {
