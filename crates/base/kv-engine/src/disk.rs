@@ -15,6 +15,7 @@ use fjall::{Database, KeyspaceCreateOptions, PersistMode, Readable};
 
 use crate::batch::{Batch, Resolved};
 use crate::range::Range;
+use crate::unfinished;
 use crate::{EngineConfig, EngineError, Keyspace};
 
 /// fjall keyspace: our keyspace's name -> its current generation, u64 little-endian.
@@ -47,6 +48,7 @@ impl std::fmt::Debug for Disk {
 
 impl Disk {
     pub(crate) fn open(path: &Path, config: &EngineConfig) -> Result<Disk, EngineError> {
+        unfinished::clear(path)?;
         let builder = Database::builder(path)
             .cache_size(config.cache_bytes)
             .worker_threads(config.workers);

@@ -24,6 +24,7 @@ mod error;
 mod export;
 mod memory;
 mod range;
+mod unfinished;
 
 use std::ops::Bound;
 use std::path::Path;

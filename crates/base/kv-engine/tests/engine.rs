@@ -222,6 +222,59 @@ fn damage_gives_a_message_with_the_folder_and_the_cure() {
     assert!(error.contains("; "), "{error}");
 }
 
+/// The states in which a process can be killed that makes a new database.
+#[test]
+fn a_database_that_was_never_finished_is_made_anew() {
+    for left in [
+        &["lock"][..],
+        &["lock", "keyspaces/"],
+        &["lock", "keyspaces/", "0.jnl"],
+        &["lock", "keyspaces/", "0.jnl", "version"],
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        for name in left {
+            let path = folder.path().join(name);
+            if name.ends_with('/') {
+                std::fs::create_dir(path).unwrap();
+            } else {
+                std::fs::write(path, "").unwrap();
+            }
+        }
+        for _ in 0..2 {
+            let engine = Engine::open(folder.path(), &EngineConfig::default())
+                .unwrap_or_else(|error| panic!("{left:?}: {error}"));
+            let a = engine.keyspace("a").unwrap();
+            put(&engine, &a, &[("k", "v")]);
+            engine.persist().unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_database_without_its_marker_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = EngineConfig::default();
+    let engine = Engine::open(folder.path(), &config).unwrap();
+    let a = engine.keyspace("a").unwrap();
+    put(&engine, &a, &[("k", "v")]);
+    engine.persist().unwrap();
+    drop(engine);
+    let marker = folder.path().join("version");
+    let content = std::fs::read(&marker).unwrap();
+    for damage in [None, Some("")] {
+        std::fs::remove_file(&marker).unwrap();
+        if let Some(text) = damage {
+            std::fs::write(&marker, text).unwrap();
+        }
+        let error = Engine::open(folder.path(), &config).unwrap_err();
+        assert!(matches!(error, EngineError::Damaged { .. }), "{error}");
+        std::fs::write(&marker, &content).unwrap();
+    }
+    let engine = Engine::open(folder.path(), &config).unwrap();
+    let a = engine.keyspace("a").unwrap();
+    assert_eq!(engine.get(&a, b"k").unwrap().unwrap(), "v");
+}
+
 #[test]
 fn a_crash_of_the_memory_disk_keeps_a_prefix() {
     let disk = MemoryDisk::new();
