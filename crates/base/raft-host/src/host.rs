@@ -165,6 +165,10 @@ impl<F: FileSystem> Host<F> {
             }
             open.insert(id, Group::open(&config, &mut log, group, Trust::Committed)?);
         }
+        log.confirm().map_err(|e| OpenError::Io {
+            dir: config.log_dir.clone(),
+            what: e.what,
+        })?;
         Ok(Host {
             config,
             log,

@@ -29,4 +29,8 @@ fn seeds_that_once_failed_pass() {
     chainfire_sim::run_many(1147, 1, 3, 1, |_| {}).unwrap_or_else(|e| panic!("{e}"));
     // A new leader had first to bring the only other member up to date by a long snapshot (the check did not know).
     chainfire_sim::run_many(1930, 1, 3, 1, |_| {}).unwrap_or_else(|e| panic!("{e}"));
+    // After a power cut a member had an older membership than it had acted upon, and needed the votes of removed ones.
+    chainfire_sim::run_many(4338, 1, 3, 1, |_| {}).unwrap_or_else(|e| panic!("{e}"));
+    // After a power cut the mark of the log was far behind; a bit that flipped in its last record was taken for its end.
+    chainfire_sim::run_many(4584, 1, 3, 1, |_| {}).unwrap_or_else(|e| panic!("{e}"));
 }

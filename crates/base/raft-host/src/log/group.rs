@@ -196,9 +196,13 @@ impl<F: FileSystem> GroupLog<F> {
     }
 
     /// Sets where the replay begins: at `applied`, with the members that held there.
+    ///
+    /// A commit index is lost with the power, a membership is not; it was written because its entry was committed. With an
+    /// older one, a member would ask for votes of those that have been removed, and perhaps are no more.
     pub(crate) fn begin_at(&mut self, applied: u64) {
         self.applied = applied;
-        self.hard.commit = self.hard.commit.max(applied);
+        let changed = self.record.memberships.last().map_or(0, |newest| newest.index);
+        self.hard.commit = self.hard.commit.max(applied).max(changed.min(self.last));
         let at = self.record.memberships.iter().rev().find(|m| m.index <= applied);
         let record = at.and_then(|m| m.membership.as_ref());
         self.membership = record.map(membership_from).unwrap_or_default();

@@ -172,11 +172,25 @@ impl<F: FileSystem> Log<F> {
         }
     }
 
+    /// Marks what was found. The mark may be far behind after a power cut; until the next batch a damaged end would
+    /// look like one that was never written.
+    pub(crate) fn confirm(&mut self) -> Result<(), Fatal> {
+        if self.seq == 0 {
+            return Ok(());
+        }
+        let batch = self.batch();
+        self.write(batch)
+    }
+
     /// Makes a batch durable. An error is fatal: what is on disk is not known after a failed fsync.
-    pub(crate) fn commit(&mut self, mut batch: Batch) -> Result<(), Fatal> {
+    pub(crate) fn commit(&mut self, batch: Batch) -> Result<(), Fatal> {
         if batch.records.is_empty() {
             return Ok(());
         }
+        self.write(batch)
+    }
+
+    fn write(&mut self, mut batch: Batch) -> Result<(), Fatal> {
         self.seq += 1;
         self.digest ^= batch.digest;
         let meta = MetaRecord {
