@@ -18,7 +18,8 @@ pub(crate) mod vm;
 
 use std::sync::Arc;
 
-use chainfire_client::{Client, Compare, KeyValue, Op, OpOutcome, Txn, TxnOutcome};
+use chainfire_client::wire::etcdserverpb::RangeRequest;
+use chainfire_client::{Client, Compare, KeyValue, Op, OpOutcome, Txn, TxnOutcome, prefix_end};
 use hearth_service::error::{ApiError, ErrorKind};
 use hearth_service::fail_points::FailPoints;
 use records::{Record, VERSION};
@@ -115,6 +116,27 @@ impl Store {
             .await
             .map_err(while_doing("reading a record"))?;
         found.as_ref().map(decode).transpose()
+    }
+
+    /// Records below a prefix after a position, at most `limit`, and whether there are more.
+    async fn page<T: Record>(
+        &self,
+        doing: &'static str,
+        prefix: &str,
+        after: Option<&str>,
+        limit: u32,
+    ) -> Result<(Vec<Stored<T>>, bool), StoreError> {
+        // The key after `position` in byte order is the same with a zero byte at its end.
+        let start = after.map_or_else(|| prefix.to_owned(), |position| format!("{prefix}{position}\0"));
+        let range = RangeRequest {
+            key: start.into_bytes().into(),
+            range_end: prefix_end(prefix.as_bytes()),
+            limit: limit.into(),
+            ..Default::default()
+        };
+        let page = self.client.range(range).await.map_err(while_doing(doing))?;
+        let records = page.kvs.into_iter().map(|kv| decode(&KeyValue::from(kv)));
+        Ok((records.collect::<Result<_, _>>()?, page.more))
     }
 
     async fn txn(&self, doing: &'static str, txn: Txn) -> Result<TxnOutcome, StoreError> {

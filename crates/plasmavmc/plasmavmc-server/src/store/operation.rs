@@ -179,24 +179,10 @@ impl Store {
         after: Option<&str>,
         limit: u32,
     ) -> Result<(Vec<Stored<OperationRecord>>, Option<Uuid>), StoreError> {
-        let start = after.map_or_else(|| prefix.to_owned(), |position| format!("{prefix}{position}\0"));
-        let range = RangeRequest {
-            key: start.into_bytes().into(),
-            range_end: prefix_end(prefix.as_bytes()),
-            limit: limit.into(),
-            ..Default::default()
-        };
-        let page = self
-            .client()
-            .range(range)
-            .await
-            .map_err(while_doing("listing operations"))?;
-        let records = page
-            .kvs
-            .into_iter()
-            .map(|kv| decode::<OperationRecord>(&KeyValue::from(kv)))
-            .collect::<Result<Vec<_>, _>>()?;
-        let next = records.last().filter(|_| page.more).map(|last| last.value.id);
+        let (records, more) = self
+            .page::<OperationRecord>("listing operations", prefix, after, limit)
+            .await?;
+        let next = records.last().filter(|_| more).map(|last| last.value.id);
         Ok((records, next))
     }
 

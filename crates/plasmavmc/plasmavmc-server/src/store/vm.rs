@@ -142,25 +142,10 @@ impl Store {
         limit: u32,
     ) -> Result<(Vec<VmView>, Option<VmId>), StoreError> {
         let prefix = keys::vms_of(project);
-        // The key after `position` in byte order is the same with a zero byte at its end.
-        let start = after.map_or_else(|| prefix.clone(), |position| format!("{prefix}{position}\0"));
-        let range = RangeRequest {
-            key: start.into_bytes().into(),
-            range_end: prefix_end(prefix.as_bytes()),
-            limit: limit.into(),
-            ..Default::default()
-        };
-        let page = self
-            .client()
-            .range(range)
-            .await
-            .map_err(while_doing("listing VMs"))?;
-        let records = page
-            .kvs
-            .into_iter()
-            .map(|kv| decode::<VmRecord>(&KeyValue::from(kv)))
-            .collect::<Result<Vec<_>, _>>()?;
-        let next = records.last().filter(|_| page.more).map(|last| last.value.id);
+        let (records, more) = self
+            .page::<VmRecord>("listing VMs", &prefix, after, limit)
+            .await?;
+        let next = records.last().filter(|_| more).map(|last| last.value.id);
         Ok((self.with_observations(records).await?, next))
     }
 
